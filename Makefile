@@ -1,0 +1,57 @@
+# nsft_exp: every target creates its environment if it is missing.
+# Overridable: PYTHON (interpreter for a new .venv), STUDY (a file of experiments/), ARGS (more overrides).
+PYTHON ?= python3
+STUDY ?= demo
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python -m nsft_exp
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-more report test check format toy-base wheel clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+$(VENV)/core: pyproject.toml constraints.txt
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing nsft_exp into $(VENV) (once; a few minutes)"
+	@$(INSTALL) "torch==2.13.0"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/core
+	@$(INSTALL) --editable ".[test]"
+	@touch $@
+
+demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline, about 10 minutes
+	@$(RUN) -m --config-name demo $(ARGS)
+
+demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
+	@$(RUN) -m --config-name demo_more $(ARGS)
+
+report: $(VENV)/core ## Rebuild table, figures and page of a finished study: make report STUDY=demo
+	@$(RUN) report --config-name $(STUDY) $(ARGS)
+
+test: $(VENV)/test ## All tests but the slow ones
+	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+check: $(VENV)/test ## Linter, formatter, types, import direction
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+	@$(VENV)/bin/python -m mypy
+	@$(VENV)/bin/python -m pytest tests/test_imports.py
+
+format: $(VENV)/test ## Format the source and mend what the linter can
+	@$(VENV)/bin/python -m ruff format .
+	@$(VENV)/bin/python -m ruff check --fix .
+
+toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (about 45 minutes on 2 cores)
+	@$(RUN) toy-base $(ARGS)
+
+wheel: $(VENV)/test ## Build the wheel into dist/
+	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## Remove the environment, runs and caches of this checkout
+	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,45 @@
+"""Hydra's multirun, with rows that are no product, and with the jobs' outcomes kept.
+
+Hydra looks for sweepers in the namespace package `hydra_plugins` only; hence this file's place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+OUTCOMES: list[dict[str, Any]] = []
+"""What the jobs of this process's multirun returned, in order (whatever launcher ran them)."""
+
+
+class StudySweeper(BasicSweeper):
+    """The basic sweeper over `params` and the command line, times `arms`.
+
+    Each arm is a string of overrides (`method=nsft variant=no_codebook`). Naming `method` or `variant`
+    on the command line replaces the arms.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        arms: list[str] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.arms = list(arms or [])
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
+        """Return batches of jobs, each job a list of overrides: the product of the sweeps times the arms."""
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
+        named = {o.key_or_group for o in overrides}
+        if not self.arms or named & {"method", "variant"}:
+            return batches
+        return [[[*arm.split(), *job] for arm in self.arms for job in jobs] for jobs in batches]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs; a job returns its outcome instead of raising, so one failure stops nothing."""
+        results = super().sweep(arguments)
+        OUTCOMES[:] = [job.return_value for batch in results for job in batch]
+        return results

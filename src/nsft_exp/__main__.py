@@ -1,0 +1,114 @@
+"""The command line: `nsft` composes and runs a cell or a sweep; `nsft <verb>` does one thing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from hydra_plugins.nsft_study import OUTCOMES
+
+from nsft_exp import config as configs
+from nsft_exp.records import UserError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exits with 0 (done), 1 (a cell failed) or 2 (refused: one line says what to mend)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and arguments[0] in VERBS:
+            sys.exit(VERBS[arguments[0]](arguments[1:]))
+        sys.exit(run(arguments))
+    except UserError as error:
+        print(f"nsft: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("nsft: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one cell, or a multirun and its report, through Hydra. Returns the exit code."""
+    configs.register_resolvers()
+    configs.full_errors()
+    outcomes: list[dict[str, Any]] = []
+    sys.argv = ["nsft", *with_experiments(arguments)]
+    main_config: list[DictConfig] = []
+
+    def job(config: DictConfig) -> dict[str, Any]:
+        from nsft_exp.cell import run_cell
+
+        main_config[:] = [config]
+        outcome = run_cell(config)
+        outcomes.append(outcome)
+        return outcome
+
+    try:
+        hydra.main(str(configs.folder("conf").resolve()), "config", "1.3")(job)()
+    except HydraException as error:
+        raise configs.explain(error, [a for a in arguments if "=" in a]) from error
+    outcomes = OUTCOMES or outcomes
+    return conclude(outcomes, main_config[0], multirun=bool(OUTCOMES)) if outcomes else 0
+
+
+def with_experiments(arguments: list[str]) -> list[str]:
+    """Let `--config-name demo` find a study of `experiments/` without `--config-dir`."""
+    if any(a in ("--config-name", "-cn") or a.startswith("--config-name=") for a in arguments) and not any(
+        a in ("--config-dir", "-cd") or a.startswith("--config-dir=") for a in arguments
+    ):
+        return ["--config-dir", str(configs.folder("experiments").resolve()), *arguments]
+    return arguments
+
+
+def conclude(outcomes: list[dict[str, Any]], config: DictConfig, multirun: bool) -> int:
+    """Write a sweep's outcomes and report; name what failed. Returns the exit code."""
+    from nsft_exp.study import save_outcomes, show, write_study_report
+
+    if multirun:
+        save_outcomes(outcomes, config)
+        write_study_report(outcomes, config)
+    else:
+        show(outcomes, config)
+    failed = [o for o in outcomes if o["status"] != "ok"]
+    for outcome in failed:
+        print(f"nsft: {outcome['label']} seed {outcome.get('seed')}: {outcome['error']} (log: {outcome['log']})", file=sys.stderr)
+    if not failed:
+        return 0
+    return 2 if not multirun and failed[0].get("refused") else 1
+
+
+def report(arguments: list[str]) -> int:
+    """`nsft report`: write the report of a finished study again, from its stored outcomes."""
+    from nsft_exp.study import load_outcomes, write_study_report
+
+    name, overrides = split_config_name(arguments)
+    config = configs.compose_config(overrides, name)
+    write_study_report(load_outcomes(config), config, always=True)
+    return 0
+
+
+def split_config_name(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return (config name, overrides) of a verb's arguments."""
+    rest = list(arguments)
+    for flag in ("--config-name", "-cn"):
+        if flag in rest:
+            at = rest.index(flag)
+            name = rest[at + 1] if at + 1 < len(rest) else ""
+            return name, rest[:at] + rest[at + 2 :]
+    named = next((a for a in rest if a.startswith("--config-name=")), None)
+    if named:
+        rest.remove(named)
+        return named.partition("=")[2], rest
+    return "config", rest
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"report": report}
+
+if __name__ == "__main__":
+    main()

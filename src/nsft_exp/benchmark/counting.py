@@ -1,0 +1,40 @@
+"""Metrics from summed counts: elementwise for numbers and arrays, NaN where undefined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def ratio(part: Any, whole: Any, scale: float = 1.0) -> Any:
+    """Return scale * part / whole elementwise; NaN where `whole` is 0."""
+    if isinstance(whole, (int, float)) and isinstance(part, (int, float)):
+        return scale * part / whole if whole else math.nan
+    import numpy as np
+
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    nan = np.full(np.broadcast(part, whole).shape, np.nan)
+    return np.divide(scale * part, whole, out=nan, where=whole != 0)
+
+
+def percent(part: Any, whole: Any) -> Any:
+    """Return 100 * part / whole, NaN where `whole` is 0."""
+    return ratio(part, whole, 100.0)
+
+
+def mean(values: Iterable[Any]) -> Any:
+    """Return the plain mean of metrics, elementwise; NaN if any is NaN or there is none."""
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
+
+
+def get(counts: Mapping[str, Any], key: str) -> Any:
+    """Return a summed count; 0 where no item has it."""
+    return counts.get(key, 0)
+
+
+def groups(counts: Mapping[str, Any], prefix: str, suffix: str) -> list[str]:
+    """Return, sorted, the middle parts of keys `<prefix><group><suffix>`."""
+    found = (k[len(prefix) : len(k) - len(suffix)] for k in counts if k.startswith(prefix) and k.endswith(suffix))
+    return sorted(set(found))

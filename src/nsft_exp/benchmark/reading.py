@@ -1,0 +1,116 @@
+"""Reading official files: JSON, JSON lines and image paths, with one-line errors that name the place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from nsft_exp.records import Request, UserError
+
+BOM = b"\xef\xbb\xbf"
+
+
+class MakesFiles(Protocol):
+    """Something that writes a benchmark's files when they are missing (the toy world)."""
+
+    def ensure(self) -> None:
+        """Write the files, atomically, unless they are there already."""
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text with `\\n` line ends; UserError for a missing, empty or badly encoded file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; point `root` at the folder with the official files") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; it cannot be read") from None
+    if data.startswith(BOM):
+        raise UserError(f"{path}: line 1: begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty; fetch it again")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's value; UserError with the line if it is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno}: not JSON ({error.msg}); the file may be cut short: fetch it again"
+        ) from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file, one a line; UserError naming the first bad line.
+
+    An empty line is an error, as in the official programs; only the last line may lack its line end.
+    """
+    lines = read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            what = f"not JSON ({error.msg})" if line.strip() else "the line is empty"
+            raise UserError(f"{path}: line {number}: {what}; each line must be one JSON object") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: not a JSON object; each line must be one")
+        rows.append(row)
+    return rows
+
+
+def need(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """Return row[key] if it is of `kind`; UserError `<where>: ...` if it is missing or of another kind."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object; is this the official file?")
+    if key not in row:
+        raise UserError(f"{where}: has no field `{key}`; is this the official file?")
+    value = row[key]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(k.__name__ for k in kinds)
+        raise UserError(f"{where}: field `{key}` is {json.dumps(value)[:60]}, not {names}; mend the file")
+    return value
+
+
+def image_path(image_root: str | os.PathLike[str] | None, name: str, where: str) -> str:
+    """Return the path of image `name` under `image_root`; UserError if it climbs out of it."""
+    if image_root is None:
+        raise UserError(f"{where}: `image_root` is not set; point it at the folder of the images")
+    path = os.path.normpath(os.path.join(image_root, name))
+    root = os.path.normpath(image_root)
+    if os.path.commonpath([os.path.abspath(path), os.path.abspath(root)]) != os.path.abspath(root):
+        raise UserError(f"{where}: image `{name}` lies outside of {root}; correct the record")
+    return path
+
+
+def check_images(requests: Iterable[Request]) -> None:
+    """Raise UserError naming the first request whose image file is missing, and how many are."""
+    missing: dict[str, str] = {}
+    for request in requests:
+        if request.image is not None and request.image not in missing and not os.path.isfile(request.image):
+            missing[request.image] = request.id
+    if missing:
+        path, record = next(iter(missing.items()))
+        raise UserError(
+            f"{path}: record {record}: image not found ({len(missing)} missing); check `image_root`"
+        )
+
+
+def prepare(files_from: MakesFiles | None) -> None:
+    """Let a maker of files write them if they are missing."""
+    if files_from is not None:
+        files_from.ensure()

@@ -1,0 +1,92 @@
+"""One cell: from a composed config to an outcome that a report reads. A failure is an outcome too."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+
+from nsft_exp import config as configs
+from nsft_exp.launch import launch
+from nsft_exp.plan import Step, make_plan, row_label
+from nsft_exp.records import UserError
+from nsft_exp.stages import CellRun, build
+from nsft_exp.store import Store, leaves
+
+log = logging.getLogger(__name__)
+console = Console(stderr=True, highlight=False)
+
+
+def run_cell(config: DictConfig) -> dict[str, Any]:
+    """Run every step of the composed cell and return its outcome (`status` is `ok` or `failed`).
+
+    Nothing is raised but KeyboardInterrupt: the traceback of a failure goes to the job's log.
+    """
+    choices = configs.current_choices()
+    outcome: dict[str, Any] = {"label": row_label(choices), "choices": choices, "status": "failed", "error": ""}
+    outcome["log"] = str(Path(HydraConfig.get().runtime.output_dir) / "nsft.log")
+    run: CellRun | None = None
+    try:
+        plain = configs.resolved(config)
+        outcome |= {"config": plain, "seed": plain["seed"]}
+        configs.check_belonging(plain, choices)
+        run = CellRun(Store(plain["paths"]["runs"]))
+        plan = make_plan(plain, choices, get_class(plain["method"]["_target_"]).consumes)
+        _say(f"[bold]{escape(outcome['label'])}[/] seed {plain['seed']}")
+        preflight(plan)
+        for step in plan:
+            launch(step, run, plain.get("launch", "auto"))
+            _say(f"  {step.name:<18} {run.folders[step.name].path}")
+        outcome["status"] = "ok"
+    except UserError as error:
+        _fail(outcome, str(error))
+        log.exception("refused")
+        outcome["refused"] = True
+    except Exception as error:
+        _fail(outcome, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        log.exception("failed")
+    outcome["folders"] = {name: str(folder.path) for name, folder in run.folders.items()} if run else {}
+    return outcome
+
+
+def _fail(outcome: dict[str, Any], message: str) -> None:
+    outcome["error"] = message
+    log.debug(traceback.format_exc())
+    _say(f"  [red]failed[/] {escape(message)}")
+
+
+def _say(line: str) -> None:
+    console.print(line)
+    log.info(line)
+
+
+def preflight(plan: list[Step]) -> None:
+    """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
+    seen: set[str] = set()
+    for step in plan:
+        for group in ("source", "benchmark"):
+            node = step.nodes.get(group)
+            if not node or repr(node) in seen:
+                continue
+            seen.add(repr(node))
+            plugin = build(node)
+            if group == "benchmark":
+                plugin.requests()
+            elif hasattr(plugin, "check_images"):
+                plugin.check_images(plugin.samples())
+            else:
+                plugin.samples()
+
+
+def moved(outcomes: list[dict[str, Any]]) -> list[str]:
+    """The config leaves in which the cells differ (what the sweep moved)."""
+    tables = [dict(leaves(o["config"])) for o in outcomes if o.get("config")]
+    names = {name for table in tables for name in table}
+    return sorted(n for n in names if len({repr(table.get(n)) for table in tables}) > 1)

@@ -1,0 +1,128 @@
+"""Composing configs: where they are, what may go together, and help for a word that is not there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from nsft_exp.records import UserError
+from nsft_exp.store import leaves
+
+PACKAGE = Path(__file__).parent
+
+
+def folder(name: str) -> Path:
+    """The folder `conf` or `experiments`: inside an installed package, beside `src` in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parents[1] / name
+
+
+def register_resolvers() -> None:
+    """Let configs name files that the package ships: `${package:toy/base}`."""
+    OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values, every interpolation replaced.
+
+    Raises UserError for a value that is mandatory (`???`) and missing.
+    """
+    missing = [key for key in sorted(OmegaConf.missing_keys(config)) if not key.startswith("hydra.")]
+    if missing:
+        raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return {str(key): value for key, value in plain.items()}
+
+
+def current_choices() -> dict[str, str]:
+    """The chosen option of every group in the running Hydra job."""
+    return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items() if "/" not in group}
+
+
+def compose_config(overrides: list[str], name: str = "config") -> DictConfig:
+    """Compose a config outside a Hydra job (for the verbs), with its `hydra` node.
+
+    Raises UserError with the nearest names for a key or option that does not exist.
+    """
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    extra = f"hydra.searchpath=[file://{folder('experiments')}]"
+    with initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
+        try:
+            return compose(name, overrides=[extra, *overrides], return_hydra_config=True)
+        except HydraException as error:
+            raise explain(error, overrides) from error
+
+
+def check_belonging(config: dict[str, Any], choices: dict[str, str]) -> None:
+    """Refuse a pairing, critic or codebook that the method has no use for.
+
+    A method's YAML names what belongs to it under `belongs`. Raises UserError with the words that do.
+    """
+    for group, options in config.get("belongs", {}).items():
+        if choices[group] not in options:
+            raise UserError(
+                f"method={choices['method']} does not go with {group}={choices[group]}; "
+                f"{group} can be: {', '.join(options)}"
+            )
+
+
+def explain(error: Exception, overrides: Iterable[str]) -> UserError:
+    """Turn Hydra's composition error into one line with the nearest names."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or [])
+        what = f"{group}={option}: there is no such option" if group else f"there is no config {option}"
+        return UserError(f"{what}; {nearest(option, options)}")
+    key = _refused_key(error, overrides)
+    if key is None:
+        return UserError(" ".join(str(error).split()))
+    return UserError(f"{key}: there is no such key; {nearest(key, _known_keys())}")
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`did you mean ...` for a word close to some options, else the options."""
+    options = sorted(set(options))
+    close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    if not close:
+        tail = {option.rpartition(".")[2]: option for option in options}
+        close = [tail[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tail, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(options[:30])}"
+
+
+def _refused_key(error: Exception, overrides: Iterable[str]) -> str | None:
+    if not isinstance(error, ConfigCompositionException):
+        return None
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if f"'{key}'" in str(error):
+            return key
+    return None
+
+
+def _known_keys() -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
+        config = compose("config", return_hydra_config=True)
+    groups = [group for group in config.hydra.runtime.choices if "/" not in group]
+    with_parents: set[str] = set(groups)
+    for name, _ in leaves(OmegaConf.to_container(config, resolve=False)):
+        if not name.startswith("hydra."):
+            with_parents.add(name)
+    return sorted(with_parents)
+
+
+def full_errors() -> None:
+    """Have Hydra raise its errors to us instead of printing them and exiting."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"

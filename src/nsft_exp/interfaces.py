@@ -1,0 +1,132 @@
+"""The protocols that every axis of an experiment implements, on one screen.
+
+An item of an axis (a source, a method, a benchmark ...) is a class that fits its protocol here and a
+YAML file whose `_target_` names it. Constructors take plain keyword arguments and are cheap: files are
+opened, models loaded and torch imported only when the object is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from nsft_exp.records import (
+    Correction,
+    Example,
+    Item,
+    ItemScore,
+    Metric,
+    Preference,
+    Reply,
+    Request,
+    Sample,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nsft_exp.losses import TokenScores
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    def samples(self) -> Sequence[Sample]:
+        """All chosen samples in a stable order: a nested random prefix of `size`, by the source's seed.
+
+        Raises UserError naming file, record id and mend for a broken file.
+        """
+
+    def files(self) -> list[Path]:
+        """The annotation files whose content decides the samples (for the stage's key)."""
+
+
+class LoadedVLM(Protocol):
+    """A vision-language model in memory."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+        """Yield (request id, its n replies) in any order. Refuses with UserError what it cannot do."""
+
+
+class VLM(Protocol):
+    """A vision-language model: cheap to construct, expensive to load."""
+
+    def load(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
+        """Load weights, and on them the trained parts (train-stage folders) in order."""
+
+    def files(self) -> list[Path]:
+        """The model's files (for the stage's key); empty when it is made from a seed."""
+
+
+class Pairing(Protocol):
+    """Who is chosen and who is rejected. `vlm` answers; None where `needs_vlm` is False."""
+
+    needs_vlm: ClassVar[bool]
+
+    def pairs(self, samples: Iterable[Sample], vlm: LoadedVLM | None) -> Iterator[Preference]:
+        """Yield one Preference for every sample, in any order."""
+
+
+class Critic(Protocol):
+    """G(y_r; y_c, Q): finds the errors of rejected answers and writes corrective dialogues."""
+
+    def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
+        """Yield one Correction for every pair, in any order (a critic may be concurrent).
+
+        Reads the question, the two answers and the codebook; never an annotation of the image.
+        """
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method's loss reads besides the policy's token log-probabilities."""
+
+    reference: Literal["nothing", "logp", "distribution"] = "nothing"
+
+
+class Method(Protocol):
+    """Which examples are trained on, and their loss. Nothing else."""
+
+    consumes: ClassVar[Literal["nothing", "sample", "preference", "correction"]]
+
+    @property
+    def needs(self) -> Needs:
+        """What the loss reads besides the policy's log-probabilities."""
+
+    def examples(self, items: Sequence[Item], rng: Random) -> list[Example]:
+        """The whole ordered list of training examples: pure, no torch."""
+
+    def loss(
+        self, policy: TokenScores, reference: TokenScores | None
+    ) -> dict[str, tuple[Any, Any]]:
+        """Each term as (sum, weight) over a micro-batch; the loop divides by the global batch's weight.
+
+        A weight depends on roles, weights and example numbers only, never on log-probabilities, so that
+        the loop can count it before the first forward pass.
+        """
+
+
+class Benchmark(Protocol):
+    """One test: questions, the official scoring rule, and metrics as functions of summed counts."""
+
+    name: str
+    protocol: str
+    """Names the scoring rule and data version; stored with every score."""
+
+    def requests(self) -> list[Request]:
+        """All questions, in a stable order."""
+
+    def score(self, request: Request, reply: Reply) -> ItemScore | None:
+        """The official rule on one answer; None: it cannot be scored (counted, never 0)."""
+
+    def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics from summed counts. Values may be numbers or arrays (bootstrap replicates):
+        the arithmetic is elementwise; NaN where a metric is undefined."""
+
+    def describe(self) -> list[Metric]:
+        """How each metric is shown and compared, headline first."""
+
+    def files(self) -> list[Path]:
+        """The files whose content decides the score (for the stage's key)."""

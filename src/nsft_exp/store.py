@@ -1,0 +1,223 @@
+"""The store: keys, append-only records, manifests written last, locks.
+
+A stage's result is one folder, `runs/<stage>/<readable name>-<key>/`, with `config.yaml` (what was asked),
+`records.jsonl` (one line a record, appended) and `manifest.json` (written last: it says that the stage
+is complete). This is the only module that knows how `runs/` is laid out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from nsft_exp.records import UserError
+
+PATHS = ("*.file", "*.folder", "*.root", "*.image_root", "*.path", "*.lexicon", "*.synonyms", "*.replies", "*.tokenizer")
+"""Config leaves that are places: the content behind them is in the key, the place is not."""
+
+IGNORED = (
+    *PATHS,
+    "paths.*",
+    "logger.*",
+    "study.*",
+    "vlm.batch_size",
+    "vlm.device",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.threads",
+    "trainer.num_workers",
+    "trainer.micro_batch",
+    "trainer.reference",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.process",
+)
+"""Config leaves that must not change a result, and so are in no key."""
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every leaf of nested dictionaries and lists."""
+    children = (
+        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else None
+    )
+    if children is None or not node:
+        yield prefix, node
+        return
+    for name, child in children:
+        yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+def is_ignored(name: str) -> bool:
+    """True for a config leaf that is in no key (see IGNORED)."""
+    return any(fnmatch(name, pattern) for pattern in IGNORED)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON value, independent of the order of dictionary keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The folder `runs/`: finds stage folders by key and remembers fingerprints of files."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".write-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.root}: cannot write there ({reason}); set paths.runs to a writable folder") from error
+
+    def key(self, stage: str, nodes: dict[str, Any], inputs: Any = None, revision: int = 1) -> str:
+        """Return the key of a stage: 12 hex digits over what decides its result.
+
+        `nodes` are resolved config nodes: ignored leaves are left out, and for a leaf that is a place
+        the fingerprint of the file or folder there goes in. `inputs` is any JSON value (keys or digests
+        of what the stage consumes).
+        """
+        kept = {name: value for name, value in leaves(nodes) if not is_ignored(name)}
+        places = {
+            name: self.fingerprint(value)
+            for name, value in leaves(nodes)
+            if isinstance(value, str) and any(fnmatch(name, p) for p in PATHS) and Path(value).exists()
+        }
+        parts = {"stage": stage, "nodes": kept, "places": places, "inputs": inputs, "revision": revision}
+        return digest(parts)[:12]
+
+    def open(self, stage: str, name: str, key: str) -> StageFolder:
+        """Return the folder of one stage (it need not exist yet)."""
+        return StageFolder(self.root / stage / f"{name}-{key}")
+
+    def fingerprint(self, path: str | Path) -> str:
+        """Return a content hash of a file, or of a folder's files; remembered by path, size and time."""
+        path = Path(path)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            small = [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
+            return digest({str(p.relative_to(path)): self.fingerprint(p) for p in small})
+        stat = path.stat()
+        return self._remembered(str(path.resolve()), f"{stat.st_size}:{stat.st_mtime_ns}", path)
+
+    def _remembered(self, place: str, version: str, path: Path) -> str:
+        with contextlib.closing(sqlite3.connect(self.root / "fingerprints.sqlite", timeout=60)) as db, db:
+            db.execute("create table if not exists seen (place text primary key, version text, hash text)")
+            row = db.execute("select version, hash from seen where place = ?", (place,)).fetchone()
+            if row and row[0] == version:
+                return row[1]
+            with path.open("rb") as file:
+                value = hashlib.file_digest(file, "sha256").hexdigest()
+            db.execute("insert or replace into seen values (?, ?, ?)", (place, version, value))
+            return value
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
+"""Image folders are not hashed whole: annotation files name the images, and records hash the ones they use."""
+
+
+class StageFolder:
+    """One stage's folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"StageFolder({self.path})"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder: a second process that wants the same stage waits here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path / ".lock"):
+            yield
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml`: what this stage was asked to do."""
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of `config.yaml`."""
+        return yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of a complete stage, else None."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, after which the stage counts as complete."""
+        write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+    def reopen(self) -> None:
+        """Take the manifest away: the stage is being extended."""
+        (self.path / "manifest.json").unlink(missing_ok=True)
+
+    def records(self, name: str = "records.jsonl") -> Iterator[dict[str, Any]]:
+        """Yield the rows of a JSONL file; a torn last line (a killed writer) is left out."""
+        file = self.path / name
+        if not file.exists():
+            return
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{file}: line {number} is not JSON; delete the folder to run the stage again") from error
+
+    @contextlib.contextmanager
+    def appending(self, name: str = "records.jsonl") -> Iterator[Appender]:
+        """Open a JSONL file for appending; a torn last line is cut off first."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / name
+        cut_torn_line(file)
+        with file.open("ab") as handle:
+            yield Appender(handle)
+
+
+class Appender:
+    """Appends rows to an open JSONL file; each row is on disk before the next is made."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        self.handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.handle.flush()
+
+
+def cut_torn_line(file: Path) -> None:
+    """Cut off what follows the last newline of a file: the half-written row of a killed process."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with file.open("r+b") as handle:
+            handle.truncate(content.rfind(b"\n") + 1)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that it is either whole or absent: to a temporary name, synced, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)

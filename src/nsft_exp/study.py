@@ -1,0 +1,141 @@
+"""A study: the outcomes of a multirun on disk, and from them the report and the W&B runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nsft_exp.records import UserError
+from nsft_exp.report.cell import Cell, Evaluation
+from nsft_exp.stages import build
+from nsft_exp.store import StageFolder, digest, write_atomically
+
+
+def study_folder(config: DictConfig) -> Path:
+    """The folder of a study's outcomes: `runs/studies/<name>/`."""
+    return Path(config.paths.runs) / "studies" / str(config.study.name)
+
+
+def save_outcomes(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
+    """Write what the cells of this multirun came to (they replace the last multirun's)."""
+    write_atomically(study_folder(config) / "cells.json", json.dumps(outcomes, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_outcomes(config: DictConfig) -> list[dict[str, Any]]:
+    """Return the stored outcomes of a study. Raises UserError where it was not run."""
+    file = study_folder(config) / "cells.json"
+    if not file.exists():
+        raise UserError(f"{file}: not there; run the study first: nsft -m --config-name {config.study.name}")
+    return json.loads(file.read_text("utf-8"))
+
+
+def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, always: bool = False) -> None:
+    """Write table, figures and page of a study, and its W&B runs where `logger=wandb`.
+
+    Does nothing where the cells and their scores are those of the report that is there.
+    """
+    from nsft_exp.report.write import print_table, write_report
+
+    cells = make_cells(outcomes)
+    study = OmegaConf.to_container(config.study, resolve=True)
+    assert isinstance(study, dict)
+    folder = Path(config.paths.report) / str(config.study.name)
+    state = digest([study, [_state(outcome) for outcome in outcomes]])
+    stamp = folder / ".state"
+    if always or not stamp.exists() or stamp.read_text() != state:
+        write_report(cells, study, folder)
+        log_cells(cells, config)
+        write_atomically(stamp, state)
+    print_table(cells, study)
+    print(f"report: {folder / 'index.html'}")
+
+
+def _state(outcome: dict[str, Any]) -> Any:
+    """What a report depends on in one cell: its stage folders (their names hold the keys) and how it ended."""
+    return [outcome["label"], outcome["status"], outcome["error"], outcome.get("seed"), outcome.get("folders")]
+
+
+def log_cells(cells: list[Cell], config: DictConfig) -> None:
+    """Write each finished cell to W&B, where the logger is W&B."""
+    logger = OmegaConf.to_container(config.logger, resolve=True)
+    if not logger:
+        return
+    sink = build(logger)  # type: ignore[arg-type]
+    for cell in cells:
+        if cell.status == "ok":
+            sink.log(cell, group=str(config.study.name))
+
+
+def show(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
+    """Print the scores of a single cell."""
+    from nsft_exp.report.write import print_table
+
+    cells = make_cells([o for o in outcomes if o["status"] == "ok"])
+    study = OmegaConf.to_container(config.study, resolve=True)
+    if cells:
+        print_table(cells, study)  # type: ignore[arg-type]
+        log_cells(cells, config)
+
+
+def make_cells(outcomes: list[dict[str, Any]]) -> list[Cell]:
+    """Return the report's cells. The base VLM, which no seed moves, gives one cell."""
+    cells: dict[str, Cell] = {}
+    for outcome in outcomes:
+        cell = make_cell(outcome)
+        cells.setdefault(cell.name, cell)
+    return list(cells.values())
+
+
+def make_cell(outcome: dict[str, Any]) -> Cell:
+    """Return one report cell from an outcome and the manifests of its stages."""
+    choices, config, folders = outcome["choices"], outcome.get("config", {}), outcome.get("folders", {})
+    trained = StageFolder(Path(folders["train"])).manifest() if "train" in folders else None
+    seed = None if choices["method"] == "base" else outcome.get("seed")
+    source = config.get("source", {})
+    size = source.get("size")
+    return Cell(
+        label=outcome["label"],
+        method=choices["method"],
+        variant="" if choices.get("variant") == "none" else choices.get("variant", ""),
+        source=choices["source"],
+        size=size,
+        vlm=choices["vlm"],
+        seed=seed,
+        source_seed=source.get("seed"),
+        pairing_seed=config.get("pairing", {}).get("seed"),
+        pairing=choices["pairing"],
+        critic=choices["critic"],
+        codebook=choices["codebook"],
+        name=f"{outcome['label']}-{choices['source']}-{size}-{choices['vlm']}-seed{seed}",
+        status=outcome["status"],
+        error=outcome["error"],
+        log=Path(outcome["log"]),
+        counts=(trained or {}).get("counts", {}),
+        costs=(trained or {}).get("costs", {}),
+        config=config,
+        train_folder=_path(folders, "train"),
+        respond_folder=_path(folders, "respond"),
+        critique_folder=_path(folders, "critique"),
+        evaluations=tuple(_evaluation(name, Path(path)) for name, path in folders.items() if name.startswith("evaluate:")),
+    )
+
+
+def _path(folders: dict[str, str], name: str) -> Path | None:
+    return Path(folders[name]) if name in folders else None
+
+
+def _evaluation(name: str, folder: Path) -> Evaluation:
+    stage = StageFolder(folder)
+    manifest = stage.manifest()
+    assert manifest is not None, f"{folder} has no manifest though its step ended"
+    return Evaluation(
+        name=name.partition(":")[2],
+        protocol=manifest["protocol"],
+        benchmark=build(stage.read_config()["nodes"]["benchmark"]),
+        folder=folder,
+        metrics=manifest["metrics"],
+        complete=manifest["complete"],
+    )

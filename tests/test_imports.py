@@ -1,0 +1,71 @@
+"""Which way the modules may look, read off their imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
+PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
+MODEL = ("batching", "conversation", "images")
+VOCABULARY = ("records", "interfaces", "losses", "store", "chat", "statistics")
+ALLOWED = {
+    "records": (),
+    "interfaces": ("records", "losses"),
+    "losses": ("records",),
+    "store": ("records",),
+    "chat": ("records", "store"),
+    "statistics": ("records",),
+    "images": ("records",),
+    "conversation": ("records",),
+    "batching": (*VOCABULARY, "conversation", "images"),
+    **{plugin: (*VOCABULARY, *MODEL) for plugin in PLUGINS},
+    "lit": (*VOCABULARY, *MODEL, "lit"),
+    "training": (*VOCABULARY, *MODEL, "lit", "vlm", "training"),
+    "report": (*VOCABULARY, *MODEL),
+    "wandb_log": (*VOCABULARY, "report"),
+    "plan": (),
+    "stages": ("records", "store", "plan", "statistics", "training"),
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    """The first component of every import of ours in a file."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [f"{node.module}.{a.name}" if node.module == "nsft_exp" else node.module for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}: relative import"
+        found |= {name.split(".")[1] for name in names if name.startswith("nsft_exp.")}
+    return found
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_a_part_imports_only_what_stands_below_it(part: str) -> None:
+    files = [f for f in SOURCE.rglob("*.py") if part_of(f) == part]
+    assert files, f"{part} has no files; is the table of this test out of date?"
+    for file in files:
+        forbidden = imports_of(file) - set(ALLOWED[part]) - {part, "__version__"}
+        assert not forbidden, f"{file.relative_to(SOURCE)} must not import {sorted(forbidden)}"
+
+
+def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
+    modules = ["records", "interfaces", "store", "plan", "statistics", "config", "cell", "stages", "study", "__main__"]
+    for package in ("source", "critic", "pairing", "benchmark", "report", "toy"):
+        modules += [".".join(f.relative_to(SOURCE).with_suffix("").parts) for f in (SOURCE / package).glob("*.py")]
+    modules = [m.removesuffix(".__init__") for m in modules if not m.endswith("__main__") or m == "__main__"]
+    code = "import sys, importlib\n" + "".join(f"importlib.import_module('nsft_exp.{m}')\n" for m in modules)
+    code += "print(sorted(m for m in ('torch', 'transformers', 'lightning', 'peft') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
