@@ -9,6 +9,7 @@ them to and from plain JSON values.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -222,7 +223,7 @@ def from_json(kind: Any, value: Any) -> Any:
     """Rebuild a record of type `kind` from `to_json`'s output; unknown keys raise TypeError."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         unknown = set(value) - set(hints)
         if unknown:
             raise TypeError(f"{kind.__name__} has no field {sorted(unknown)}")
@@ -235,3 +236,9 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {k: from_json(args[1], v) for k, v in value.items()}
     return value
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Resolved field types, remembered: resolving them costs more than all the rest of a conversion."""
+    return typing.get_type_hints(kind)

@@ -32,9 +32,3 @@ def mean(values: Iterable[Any]) -> Any:
 def get(counts: Mapping[str, Any], key: str) -> Any:
     """Return a summed count; 0 where no item has it."""
     return counts.get(key, 0)
-
-
-def groups(counts: Mapping[str, Any], prefix: str, suffix: str) -> list[str]:
-    """Return, sorted, the middle parts of keys `<prefix><group><suffix>`."""
-    found = (k[len(prefix) : len(k) - len(suffix)] for k in counts if k.startswith(prefix) and k.endswith(suffix))
-    return sorted(set(found))

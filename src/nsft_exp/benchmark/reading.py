@@ -21,7 +21,7 @@ class MakesFiles(Protocol):
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text with `\\n` line ends; UserError for a missing, empty or badly encoded file."""
+    """Return a UTF-8 file's text with `\\n` line ends; UserError if it is missing, empty or not UTF-8."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -34,7 +34,9 @@ def read_text(path: Path) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
+        raise UserError(
+            f"{path}: line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8"
+        ) from None
     if not text.strip():
         raise UserError(f"{path}: the file is empty; fetch it again")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from nsft_exp.interfaces import Benchmark
-from nsft_exp.records import Correction, ItemScore, Preference, from_json
+from nsft_exp.records import Correction, ItemScore, Preference, Sample, from_json
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ class Evaluation:
     def rows(self) -> Iterator[Row]:
         """Yield the items in file order."""
         for line in read_jsonl(self.folder / "records.jsonl"):
-            score = from_json(ItemScore, line["score"]) if line.get("score") is not None else None
             yield Row(
                 id=line["id"],
-                question=line.get("question", ""),
-                answer=line.get("answer", ""),
-                finish=line.get("finish", ""),
-                score=score,
+                question=line.get("question") or "",
+                answer=line.get("answer") or "",
+                finish=line.get("finish") or "",
+                score=item_score(line.get("score")),
                 reason=line.get("reason") or "",
             )
 
@@ -95,6 +95,8 @@ class Cell:
     critique_folder: Path | None = None
     """Has records.jsonl of `Correction`."""
     evaluations: tuple[Evaluation, ...] = ()
+    samples: Callable[[], Sequence[Sample]] | None = None
+    """Gives the source's samples, for the images and questions of the page; None: the page does without."""
 
     def evaluation(self, name: str) -> Evaluation | None:
         """Return the evaluation of that name, or None."""
@@ -104,17 +106,29 @@ class Cell:
         """Return the training metrics, a row per logged step; empty where nothing was trained."""
         return list(read_jsonl(self.train_folder / "metrics.jsonl")) if self.train_folder else []
 
-    def preferences(self) -> Iterator[Preference]:
-        """Yield the preferences of the respond stage's folder (it may hold more samples than this cell's)."""
-        if self.respond_folder:
-            for line in read_jsonl(self.respond_folder / "records.jsonl"):
-                yield from_json(Preference, line)
+    def preferences(self) -> dict[str, Preference]:
+        """Return the respond stage's preferences by id (there may be more than this cell's)."""
+        return _last_by_id(self.respond_folder, Preference)
 
-    def corrections(self) -> Iterator[Correction]:
-        """Yield the critique stage's corrections (its folder may hold more samples than this cell's)."""
-        if self.critique_folder:
-            for line in read_jsonl(self.critique_folder / "records.jsonl"):
-                yield from_json(Correction, line)
+    def corrections(self) -> dict[str, Correction]:
+        """Return the critique stage's corrections by id (there may be more than this cell's)."""
+        return _last_by_id(self.critique_folder, Correction)
+
+
+def item_score(value: dict[str, Any] | None) -> ItemScore | None:
+    """Return what `from_json` would, fast: a report reads every item of every cell."""
+    if value is None:
+        return None
+    ranks = {group: tuple(pair) for group, pair in value.get("ranks", {}).items()}
+    marks = tuple(tuple(mark) for mark in value.get("marks", ()))
+    return ItemScore(**{**value, "ranks": ranks, "marks": marks})
+
+
+def _last_by_id(folder: Path | None, kind: Any) -> dict[str, Any]:
+    """A record made again stands after the one it replaces; further keys are the store's."""
+    names = {f.name for f in dataclasses.fields(kind)}
+    lines = read_jsonl(folder / "records.jsonl") if folder else ()
+    return {x["id"]: from_json(kind, {k: v for k, v in x.items() if k in names}) for x in lines}
 
 
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:

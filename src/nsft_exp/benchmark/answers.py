@@ -1,0 +1,174 @@
+"""Scoring answer files made elsewhere: LLaVA's answer lines, read, matched to questions and summed up.
+
+A line is `{"question_id", "prompt", "text", ...}` (LLaVA's `model_vqa_loader.py` and its siblings write
+it). Which lines count, and what a missing, repeated or unknown id does, is each official program's own
+rule; a benchmark's `score_answers` follows it and reports the ids, so a partial file is never taken for a
+whole one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nsft_exp.benchmark.reading import need, read_json, read_json_lines, read_text
+from nsft_exp.records import ItemScore, Metric, UserError
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """One answer of a file: its raw question id (a number and its text are different ids), text and place."""
+
+    where: str
+    """`<file>: line <n>`, for messages."""
+    id: Any
+    text: str
+    prompt: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ScoredAnswers:
+    """What the official program makes of a file: the scores it sums, and what it passed over."""
+
+    scores: list[ItemScore]
+    expected: int
+    """N: how many questions the benchmark has."""
+    answered: int
+    """n: how many of them the file answers."""
+    missing: list[Any] = field(default_factory=list)
+    duplicate: list[Any] = field(default_factory=list)
+    unknown: list[Any] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Official numbers that are not sums over items (GQA's distribution score)."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question is answered exactly once, and nothing else, in the official order."""
+        return not (self.missing or self.duplicate or self.unknown or self.warnings)
+
+
+class ScoresAnswers(Protocol):
+    """A benchmark that can score a file of answers without a model."""
+
+    name: str
+
+    @property
+    def protocol(self) -> str:
+        """Names the scoring rule and data version."""
+
+    def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
+        """The official program's reading of a whole file. UserError where that program stops."""
+
+    def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics from summed counts."""
+
+    def describe(self) -> list[Metric]:
+        """How each metric is shown."""
+
+
+def read_answer_lines(path: Path, id_key: str = "question_id", text_key: str = "text") -> list[AnswerLine]:
+    """Return the answers of a LLaVA answer file; UserError naming the first malformed line."""
+    return _answer_lines(path, read_json_lines(path), id_key, text_key, "line")
+
+
+def read_results(path: Path, id_key: str = "question_id", text_key: str = "answer") -> list[AnswerLine]:
+    """Return the answers of a results JSON (a list of objects); UserError naming the first bad record."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a JSON list of {{`{id_key}`, `{text_key}`}}; give the results file")
+    return _answer_lines(path, rows, id_key, text_key, "record")
+
+
+def is_json_list(path: Path) -> bool:
+    """Return whether a file holds one JSON list (a results file), not a JSON object a line."""
+    return read_text(path).lstrip()[:1] == "["
+
+
+def _answer_lines(path: Path, rows: list[Any], id_key: str, text_key: str, unit: str) -> list[AnswerLine]:
+    lines = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}: {unit} {number}"
+        text = need(row, text_key, str, where)
+        prompt = row.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise UserError(f"{where}: field `prompt` is not text; mend the file")
+        lines.append(AnswerLine(where, need(row, id_key, (str, int), where), text, prompt, row))
+    return lines
+
+
+def repeated(ids: Iterable[Hashable]) -> list[Any]:
+    """Return the ids that occur more than once, in the order of their first occurrence."""
+    return [i for i, n in Counter(ids).items() if n > 1]
+
+
+def absent(expected: Iterable[Hashable], given: Iterable[Hashable]) -> list[Any]:
+    """Return what is expected and not given, in order."""
+    seen = set(given)
+    return [i for i in expected if i not in seen]
+
+
+def sum_counts(scores: Iterable[ItemScore]) -> dict[str, float]:
+    """Return the summed counts of scores."""
+    total: dict[str, float] = {}
+    for score in scores:
+        for key, value in score.counts.items():
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def summarise(
+    benchmark: ScoresAnswers, lines: Sequence[AnswerLine], strict: bool = False, shown: int = 20
+) -> tuple[dict[str, Any], list[ItemScore]]:
+    """Score a file's lines as the official program does.
+
+    Returns (summary, scores). The summary holds every metric as a number (None where undefined), summed
+    counts, the protocol, `complete`, n of N and up to `shown` of the missing, duplicate and unknown ids
+    with how many there are. Raises UserError where the official program stops (a headline metric that
+    divides by zero among them), and for any incompleteness when `strict`.
+    """
+    scored = benchmark.score_answers(lines)
+    if strict and not scored.complete:
+        raise UserError(f"{benchmark.name}: {_account(scored)}; complete the file or leave out strict=true")
+    counts = sum_counts(scored.scores)
+    metrics = {**benchmark.metrics(counts), **scored.extra}
+    for metric in benchmark.describe():
+        if metric.headline and _undefined(metrics.get(metric.name)):
+            raise UserError(
+                f"{benchmark.name}: {metric.name} divides by zero on these answers, where the official "
+                f"program stops ({_account(scored)}); no score is written"
+            )
+    summary = {
+        "benchmark": benchmark.name,
+        "protocol": benchmark.protocol,
+        "complete": scored.complete,
+        "answered": scored.answered,
+        "expected": scored.expected,
+        "metrics": {k: None if _undefined(v) else float(v) for k, v in metrics.items()},
+        "counts": counts,
+        "unparseable": sum(s.unparseable for s in scored.scores),
+        "warnings": scored.warnings if scored.complete else [_account(scored), *scored.warnings],
+    }
+    for kind in ("missing", "duplicate", "unknown"):
+        ids = getattr(scored, kind)
+        summary[kind] = {"count": len(ids), "ids": ids[:shown]}
+    return summary, scored.scores
+
+
+def _undefined(value: Any) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _account(scored: ScoredAnswers) -> str:
+    parts = [f"{scored.answered} of {scored.expected} questions answered"]
+    for kind in ("missing", "duplicate", "unknown"):
+        ids = getattr(scored, kind)
+        if ids:
+            more = "..." if len(ids) > 5 else ""
+            parts.append(f"{len(ids)} {kind} ({', '.join(map(str, ids[:5]))}{more})")
+    return ", ".join(parts)

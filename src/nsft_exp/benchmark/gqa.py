@@ -1,0 +1,222 @@
+"""GQA: compositional questions with one-word answers (Hudson and Manning 2019), scored as LLaVA does.
+
+File under `root`, official:
+
+    testdev_balanced_questions.json   {question id: {question, imageId, answer, isBalanced,
+                                      groups {global, local}, types {structural, semantic, detailed}, ...}}
+
+Questions that are not balanced are passed over. Images are `image_root/<imageId><extension>`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
+from nsft_exp.benchmark.counting import get, percent
+from nsft_exp.benchmark.prompts import SHORT_ANSWER
+from nsft_exp.benchmark.reading import (
+    MakesFiles,
+    check_images,
+    image_path,
+    need,
+    prepare,
+    read_json,
+)
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+
+TYPES = ("structural", "semantic", "detailed")
+MAX_WORDS = 5
+"""An answer of more words is flagged: it is not the word or phrase that was asked for (ours)."""
+
+
+@dataclass(frozen=True)
+class GqaItem:
+    """One question."""
+
+    id: str
+    image: str
+    question: str
+    answer: str
+    types: dict[str, str]
+    group: str | None
+    """The global answer group, of the distribution score."""
+
+
+class Gqa:
+    """Exact match by question type; only balanced questions count."""
+
+    def __init__(
+        self,
+        root: str,
+        image_root: str | None = None,
+        file: str = "testdev_balanced_questions.json",
+        extension: str = ".jpg",
+        prompt: str = "llava15",
+        max_new_tokens: int = 128,
+        files_from: MakesFiles | None = None,
+        name: str = "gqa",
+    ) -> None:
+        """`prompt`: `llava15` adds LLaVA's short-answer sentence, `official` asks the bare question."""
+        if prompt not in ("llava15", "official"):
+            raise UserError(f"benchmark.prompt: `{prompt}` is not known to GQA; use llava15 or official")
+        self.name, self.prompt, self.extension = name, prompt, extension
+        self.file, self.image_root, self.files_from = Path(root) / file, image_root, files_from
+        self.max_new_tokens = max_new_tokens
+        self._items: dict[str, GqaItem] | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The rule, the prompt and the file with its number of questions."""
+        return (
+            f"GQA exact match after LLaVA's rstrip('.') and lower case, prompt {self.prompt}; "
+            f"{self.file.name}, {len(self.items())} balanced questions"
+        )
+
+    def files(self) -> list[Path]:
+        """The question file."""
+        prepare(self.files_from)
+        return [self.file]
+
+    def requests(self) -> list[Request]:
+        """Every balanced question, in file order."""
+        suffix = SHORT_ANSWER if self.prompt == "llava15" else ""
+        requests = [
+            Request(
+                id=item.id,
+                image=image_path(self.image_root, item.image + self.extension, f"{self.file}: {item.id}"),
+                turns=(Turn("prompt", item.question + suffix),),
+                decoding=Decoding(max_new_tokens=self.max_new_tokens),
+            )
+            for item in self.items().values()
+        ]
+        check_images(requests)
+        return requests
+
+    def score(self, request: Request, reply: Reply) -> ItemScore:
+        """Exact match of the answer in lower case without final full stops."""
+        return score_answer(self.items()[request.id], read_answer(reply.text))
+
+    def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Accuracy in percent: all, open (structural type query) and binary (the rest), and by type."""
+        result = {"accuracy": percent(get(counts, "correct"), get(counts, "questions"))}
+        for part in ("open", "binary"):
+            result[part] = percent(get(counts, f"{part}/correct"), get(counts, f"{part}/questions"))
+        for kind in TYPES:
+            for group in self._groups(kind):
+                key = f"{kind}/{group}"
+                result[key] = percent(get(counts, f"{key}/correct"), get(counts, f"{key}/questions"))
+        return result
+
+    def describe(self) -> list[Metric]:
+        """Accuracy is the headline; then each question type."""
+        title = "VQA" if self.name == "vqa" else "GQA"
+        return [
+            Metric("accuracy", f"{title} accuracy", "up", "percent", "short_answer", headline=True),
+            Metric("open", f"{title} open", "up", "percent", "short_answer"),
+            Metric("binary", f"{title} binary", "up", "percent", "short_answer"),
+            *(
+                Metric(f"{kind}/{group}", f"{title} {group}", "up", "percent", "short_answer")
+                for kind in TYPES
+                for group in self._groups(kind)
+            ),
+        ]
+
+    def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
+        """Score LLaVA's answer lines by its converter and GQA's eval.py.
+
+        The last line of an id counts, ids that the file lacks are passed over, and a balanced question
+        without an answer stops the program. `distribution` is the chi-square of answers by global group.
+        """
+        items = self.items()
+        said = {str(line.id): read_answer(line.text) for line in lines if isinstance(line.id, str)}
+        given = [line.id for line in lines]
+        missing = absent(items, said)
+        if missing:
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(items)} balanced questions have no answer (first: "
+                f"{missing[0]}), where the official program stops; complete the file"
+            )
+        scored = ScoredAnswers(
+            [score_answer(item, said[item.id]) for item in items.values()],
+            expected=len(items),
+            answered=len(items),
+            duplicate=repeated(given),
+            unknown=absent(given, items),
+        )
+        if any(item.group is not None for item in items.values()):
+            scored.extra["distribution"] = distribution(items.values(), said) / 100
+        return scored
+
+    def _groups(self, kind: str) -> list[str]:
+        return sorted({item.types[kind] for item in self.items().values() if item.types.get(kind)})
+
+    def items(self) -> dict[str, GqaItem]:
+        """All balanced questions by id, in file order; read once."""
+        if self._items is None:
+            prepare(self.files_from)
+            data = read_json(self.file)
+            if not isinstance(data, dict) or not data:
+                raise UserError(
+                    f"{self.file}: not a JSON object of questions by id; is this the official file?"
+                )
+            rows = [self._item(key, row) for key, row in data.items()]
+            self._items = {item.id: item for item in rows if item is not None}
+        return self._items
+
+    def _item(self, key: str, row: Any) -> GqaItem | None:
+        where = f"{self.file}: question {key}"
+        question, answer = need(row, "question", str, where), need(row, "answer", str, where)
+        types, grouped = need(row, "types", dict, where), row.get("groups") or {}
+        if not need(row, "isBalanced", bool, where):
+            return None
+        image = need(row, "imageId", str, where)
+        kept = {kind: types[kind] for kind in TYPES if types.get(kind)}
+        return GqaItem(key, image, question, answer, kept, grouped.get("global"))
+
+
+def read_answer(text: str) -> str:
+    """Return an answer as LLaVA's converter writes it: final full stops cut, lower case; blanks stay."""
+    return text.rstrip(".").lower()
+
+
+def score_answer(item: GqaItem, said: str) -> ItemScore:
+    """Counts of one converted answer."""
+    correct = int(said == item.answer)
+    parts = ["open" if item.types.get("structural") == "query" else "binary"]
+    parts += [f"{kind}/{group}" for kind, group in item.types.items()]
+    counts: dict[str, float] = {"questions": 1, "correct": correct}
+    for part in parts:
+        counts |= {f"{part}/questions": 1, f"{part}/correct": correct}
+    words = len(said.split())
+    return ItemScore(
+        item.id,
+        cluster=item.image,
+        counts=counts,
+        parsed=said,
+        truth=item.answer,
+        unparseable=words == 0 or words > MAX_WORDS,
+    )
+
+
+def distribution(items: Iterable[GqaItem], said: Mapping[str, str]) -> float:
+    """Chi-square of answer counts, averaged over global groups by their size (GQA's eval.py).
+
+    Questions without a group are left out; lower is better.
+    """
+    gold: dict[Any, Counter[str]] = defaultdict(Counter)
+    predicted: dict[Any, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        if item.group is not None:
+            gold[item.group][item.answer] += 1
+            predicted[item.group][said[item.id]] += 1
+    total = weight = 0.0
+    for group, answers in gold.items():
+        size = sum(answers.values())
+        total += size * sum((predicted[group][a] - n) ** 2 / n for a, n in answers.items())
+        weight += size
+    return total / weight

@@ -1,0 +1,1 @@
+"""Pairings: who is chosen and who is rejected."""

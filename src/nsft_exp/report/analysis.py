@@ -1,0 +1,140 @@
+"""From cells to results: read the item scores, group the cells, compare the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nsft_exp.bootstrap import Bootstrap, Difference, ScoredItems
+from nsft_exp.report.cell import Cell, Row
+from nsft_exp.report.results import GROUPS, Arm, Column, Comparison, ComparisonTable, Results
+from nsft_exp.statistics import holm
+
+Rows = dict[tuple[str, str], list[Row]]
+
+
+def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int = 10_000) -> Results:
+    """Read the cells' item scores and compute every mean and difference of the study.
+
+    `study["compare_to"]` names the labels that every other arm is compared with; the base VLM is always
+    one of them. `study["columns"]` names the headline columns (`<benchmark>/<metric>`) in place of those
+    that the benchmarks call headline.
+    """
+    arms = group_arms(cells)
+    columns = find_columns(cells, study.get("columns"))
+    rows: Rows = {(c.name, e.name): list(e.rows()) for c in cells for e in c.evaluations}
+    wanted = list(study.get("compare_to") or [])
+    labels = [x for x in dict.fromkeys(["base", *wanted]) if any(a.label == x and a.cells for a in arms)]
+    notes = [
+        f"{x}: nothing is compared with it, because no cell of it finished" for x in wanted if x not in labels
+    ]
+    found = _compare_all(labels, arms, columns, rows, replicates)
+    tables = tuple(_table(label, found[label]) for label in labels)
+    return Results(study, tuple(cells), arms, columns, tables, rows, (*notes, *_notes(cells, rows)))
+
+
+def group_arms(cells: Sequence[Cell]) -> tuple[Arm, ...]:
+    """Group cells by all but their seed, the base VLM first, else in the order of the cells."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        where = ("", None) if cell.method == "base" else (cell.source, cell.size)
+        groups.setdefault((cell.label, *where, cell.vlm), []).append(cell)
+    arms = []
+    for (label, source, size, vlm), members in groups.items():
+        done = {c.seed: c for c in members if c.status == "ok"}
+        if members[0].method == "base":  # no seed moves it
+            done = {None: next(iter(done.values()))} if done else {}
+        failed = tuple(c for c in members if c.status == "failed")
+        arms.append(Arm(label, members[0].method, source, size, vlm, tuple(done.values()), failed))
+    return tuple(sorted(arms, key=lambda arm: not arm.is_base))
+
+
+def find_columns(cells: Sequence[Cell], headline: Sequence[str] | None = None) -> tuple[Column, ...]:
+    """Return every described metric that some cell has, by kind of test, then in the benchmarks' order.
+
+    `headline` (keys) says which are headline columns, in that order within their kind of test.
+    """
+    found: dict[str, Column] = {}
+    for e in (e for cell in cells for e in cell.evaluations):
+        for m in e.benchmark.describe():
+            first = m.headline if headline is None else f"{e.name}/{m.name}" in headline
+            column = Column(e.name, m.name, m.title, m.better, m.scale, m.group, first)
+            if m.name in e.metrics:
+                found.setdefault(column.key, column)
+    place = {key: i for i, key in enumerate(headline or [])}
+    order = lambda c: (list(GROUPS).index(c.group), place.get(c.key, len(place)))  # noqa: E731
+    return tuple(sorted(found.values(), key=order))
+
+
+def _compare_all(
+    labels: Sequence[str], arms: Sequence[Arm], columns: Sequence[Column], rows: Rows, replicates: int
+) -> dict[str, list[tuple[Arm, Arm, Column, Difference]]]:
+    """Return label -> the differences of every other arm from it."""
+    items = {
+        (arm, name): _items(arm, name, rows)
+        for arm in arms
+        for name in dict.fromkeys(c.benchmark for c in columns)
+    }
+    found: dict[str, list[tuple[Arm, Arm, Column, Difference]]] = {label: [] for label in labels}
+    for name in dict.fromkeys(column.benchmark for column in columns):
+        shown = [column for column in columns if column.benchmark == name]
+        evaluation = next(e for arm in arms for c in arm.cells if (e := c.evaluation(name)))
+        bootstrap = Bootstrap(evaluation.benchmark.metrics, replicates)
+        for label, arm, against in _pairs(labels, arms, name):
+            differences = bootstrap.compare(items[arm, name], items[against, name])
+            found[label] += [
+                (arm, against, c, differences[c.metric]) for c in shown if c.metric in differences
+            ]
+    return found
+
+
+def _pairs(labels: Sequence[str], arms: Sequence[Arm], name: str) -> Iterator[tuple[str, Arm, Arm]]:
+    """Yield (label, arm, the arm of that label to compare it with) where both have the benchmark's scores."""
+    for label in labels:
+        for arm in arms:
+            against = None if arm.is_base else _opponent(arm, label, arms)
+            if against is not None and _protocols(arm, name) == _protocols(against, name) != set():
+                yield label, arm, against
+
+
+def _opponent(arm: Arm, label: str, arms: Sequence[Arm]) -> Arm | None:
+    for other in arms:
+        same = other.is_base or (other.source, other.size) == (arm.source, arm.size)
+        if other.label == label and other is not arm and other.vlm == arm.vlm and same and other.cells:
+            return other
+    return None
+
+
+def _protocols(arm: Arm, name: str) -> set[str]:
+    return {e.protocol for cell in arm.cells if (e := cell.evaluation(name))}
+
+
+def _items(arm: Arm, benchmark: str, rows: Rows) -> dict[int | None, ScoredItems]:
+    found = {cell.seed: rows.get((cell.name, benchmark)) for cell in arm.cells}
+    return {
+        None if arm.is_base else seed: ScoredItems(tuple(row.score for row in some if row.score is not None))
+        for seed, some in found.items()
+        if some is not None
+    }
+
+
+def _table(label: str, found: Sequence[tuple[Arm, Arm, Column, Difference]]) -> ComparisonTable:
+    """Correct the headline differences of one table for their number (Holm)."""
+    tested = [c.headline and c.better != "none" for _, _, c, _ in found]
+    adjusted = holm([d.p if test else None for test, (_, _, _, d) in zip(tested, found, strict=True)])
+    return ComparisonTable(label, tuple(Comparison(*row, p) for row, p in zip(found, adjusted, strict=True)))
+
+
+def _notes(cells: Sequence[Cell], rows: Rows) -> Iterator[str]:
+    """Yield what stands in the way of a plain reading: protocols that differ, items without a score."""
+    protocols: dict[str, set[str]] = {}
+    for cell in cells:
+        for e in cell.evaluations:
+            protocols.setdefault(e.name, set()).add(e.protocol)
+            missing = sum(row.score is None for row in rows[cell.name, e.name])
+            if missing or not e.complete:
+                total = len(rows[cell.name, e.name])
+                yield f"{cell.name}, {e.name}: {missing} of {total} items have no score and are left out"
+    for name, found in protocols.items():
+        if len(found) > 1:
+            yield f"{name}: scored under different protocols, not compared: {', '.join(sorted(found))}"

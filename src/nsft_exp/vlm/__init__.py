@@ -1,0 +1,1 @@
+"""Vision-language models: Hugging Face LLaVA models, and small ones made from scratch."""

@@ -1,0 +1,279 @@
+"""Batched answers from a model in memory: greedy or sampled, with the log-probabilities of asked answers.
+
+Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made in:
+padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
+from a generator that belongs to (seed, request id, sample number).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from nsft_exp.records import Reply, Request, UserError
+
+if TYPE_CHECKING:
+    from nsft_exp.vlm.loaded import LoadedHF
+
+
+@dataclass
+class Row:
+    """One answer in the making: a request's `number`-th sample."""
+
+    request: Request
+    number: int
+    prompt: tuple[int, ...]
+    prefix: tuple[int, ...]
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish: str = "length"
+    candidate_logps: tuple[float, ...] | None = None
+    noise: torch.Generator | None = None
+
+    def done(self) -> bool:
+        """True where the answer has ended or reached its limit."""
+        return self.finish == "stop" or len(self.ids) >= self.limit
+
+
+@dataclass
+class State:
+    """The running batch: its cache, which positions are real, each row's next position and next logits."""
+
+    cache: DynamicCache
+    mask: Tensor
+    position: Tensor
+    logits: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows of the batch only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position, self.logits = self.mask[rows], self.position[rows], self.logits[rows]
+
+
+def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+    """Yield (request id, replies) for every request, as their batches end.
+
+    Raises UserError for beams, an unknown view, a prompt that is too long, or a GPU out of memory.
+    """
+    for request in requests:
+        _refuse(request)
+    rows = [row for request in requests for row in _rows(loaded, request)]
+    rows.sort(key=lambda row: (-len(row.prompt), row.request.id, row.number))
+    waiting: dict[str, list[Row]] = defaultdict(list)
+    for start in range(0, len(rows), loaded.batch_size):
+        batch = rows[start : start + loaded.batch_size]
+        try:
+            _answer(loaded, batch)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory answering {len(batch)} requests at once; lower vlm.batch_size"
+            ) from None
+        for row in batch:
+            waiting[row.request.id].append(row)
+            if len(waiting[row.request.id]) == row.request.n:
+                ready = sorted(waiting.pop(row.request.id), key=lambda r: r.number)
+                yield row.request.id, tuple(_reply(loaded, r) for r in ready)
+
+
+def _refuse(request: Request) -> None:
+    if request.decoding.num_beams != 1:
+        raise UserError(f"request {request.id}: this engine has no beam search; set num_beams=1")
+    if len(request.turns) % 2 == 0:
+        raise UserError(f"request {request.id}: the last turn must be the user's")
+    if request.n < 1:
+        raise UserError(f"request {request.id}: n must be at least 1")
+
+
+def _rows(loaded: LoadedHF, request: Request) -> list[Row]:
+    images = loaded.num_image_tokens if request.image is not None else None
+    try:
+        prompt = loaded.chat.prompt(request.turns, images, request.answer_prefix)
+    except UserError as error:
+        raise UserError(f"request {request.id}: {error}") from None
+    room = loaded.max_length - len(prompt)
+    if room < 1:
+        raise UserError(
+            f"request {request.id}: the prompt of {len(prompt)} tokens leaves no room for an answer within "
+            f"{loaded.max_length}; shorten it or raise vlm.max_length"
+        )
+    prefix = tuple(loaded.chat.text(request.answer_prefix.strip()))
+    limit = min(request.decoding.max_new_tokens, room)
+    return [Row(request, n, prompt, prefix, limit, noise=_noise(request, n)) for n in range(request.n)]
+
+
+def _noise(request: Request, number: int) -> torch.Generator | None:
+    """The row's own random numbers, on the CPU so that they are the same on every device."""
+    if request.decoding.temperature == 0:
+        return None
+    text = f"{request.decoding.seed}|{request.id}|{number}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.inference_mode()
+def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
+    state = _prefill(loaded, rows)
+    _score_candidates(loaded, rows, state)
+    live = rows
+    while True:
+        running = [number for number, row in enumerate(live) if not row.done()]
+        if not running:
+            return
+        if len(running) <= len(live) // 2:
+            state.keep(torch.tensor(running, device=state.logits.device))
+            live = [live[number] for number in running]
+        _step(loaded, live, state)
+
+
+def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
+    """Run the prompts, padded on the left; `logits` are those of the first answer token."""
+    device, longest = loaded.device, max(len(row.prompt) for row in rows)
+    padding = [longest - len(row.prompt) for row in rows]
+    ids = torch.tensor([[loaded.pad_id] * pad + list(row.prompt) for pad, row in zip(padding, rows, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    out = loaded.run(
+        ids.to(device),
+        _features(loaded, rows),
+        attention_mask=mask.to(device),
+        position_ids=position.to(device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    return State(cache, mask.to(device), position[:, -1:].to(device) + 1, logits)
+
+
+def _features(loaded: LoadedHF, rows: list[Row]) -> Tensor | None:
+    """The image features of the rows that have an image, each picture encoded once."""
+    wanted = [(row.request.image, row.request.view) for row in rows if row.request.image is not None]
+    if not wanted:
+        return None
+    distinct = list(dict.fromkeys(wanted))
+    pixels = torch.stack([loaded.pixels(str(image), view) for image, view in distinct])
+    features = loaded.features(pixels)
+    return features[torch.tensor([distinct.index(key) for key in wanted], device=features.device)]
+
+
+def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
+    """Choose every running row's next token and run it through the model."""
+    chosen = _choose(state.logits, rows)
+    logps = state.logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+    for row, token, logp in zip(rows, chosen.tolist(), logps, strict=True):
+        if row.done():
+            continue
+        row.ids.append(token)
+        row.logps.append(logp)
+        if token == loaded.chat.end:
+            row.finish = "stop"
+    if not all(row.done() for row in rows):
+        _advance(loaded, state, chosen[:, None])
+
+
+def _advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:
+    """Run one more token [B, 1] of every row through the model."""
+    state.mask = torch.cat([state.mask, torch.ones_like(state.position)], dim=1)
+    out = loaded.run(
+        tokens,
+        attention_mask=state.mask,
+        position_ids=state.position,
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    state.logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    state.position = state.position + 1
+
+
+def _choose(logits: Tensor, rows: list[Row]) -> Tensor:
+    """Each row's next token [B]: arg-max, after Gumbel noise on the kept logits where it samples.
+
+    The arg-max of logits / T + Gumbel noise is a draw from softmax(logits / T).
+    """
+    chosen = logits.argmax(-1)
+    for number, row in enumerate(rows):
+        if row.noise is None or row.done():
+            continue
+        decoding = row.request.decoding
+        scaled = top_p_filtered(logits[number] / decoding.temperature, decoding.top_p)
+        uniform = torch.rand(scaled.shape[-1], generator=row.noise, dtype=torch.float64)
+        gumbel = -(-uniform.log()).log()
+        chosen[number] = (scaled.double() + gumbel.to(scaled.device)).argmax()
+    return chosen
+
+
+def top_p_filtered(logits: Tensor, top_p: float) -> Tensor:
+    """Return logits [V] with all but the smallest set of likeliest tokens of total probability >= top_p at -inf."""
+    if top_p >= 1:
+        return logits
+    ordered, order = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    drop = torch.zeros_like(before, dtype=torch.bool).scatter(0, order, before >= top_p)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def _score_candidates(loaded: LoadedHF, rows: list[Row], state: State) -> None:
+    """Fill in each asked answer's summed log-probability, the end of the answer included.
+
+    All rows' k-th candidates run together on copies of the prompts' caches.
+    """
+    asking = [n for n, row in enumerate(rows) if row.request.candidates and row.number == 0]
+    most = max((len(rows[n].request.candidates) for n in asking), default=0)
+    totals: dict[int, list[float]] = {n: [] for n in asking}
+    for k in range(most):
+        numbers = [n for n in asking if len(rows[n].request.candidates) > k]
+        answers = [_candidate(loaded, rows[n], k) for n in numbers]
+        part = _copied(state)
+        part.keep(torch.tensor(numbers, device=state.logits.device))
+        for n, total in zip(numbers, _answer_logps(loaded, part, answers), strict=True):
+            totals[n].append(total)
+    for n in asking:
+        rows[n].candidate_logps = tuple(totals[n])
+
+
+def _candidate(loaded: LoadedHF, row: Row, k: int) -> list[int]:
+    """The ids of a candidate that follow the row's prompt (and its answer prefix, where it has one)."""
+    text = row.request.candidates[k].strip()
+    if not row.prefix:
+        return list(loaded.chat.answer(text))
+    whole = list(loaded.chat.answer(f"{row.request.answer_prefix.strip()} {text}"))
+    if tuple(whole[: len(row.prefix)]) != row.prefix:
+        raise UserError(f"request {row.request.id}: candidate {text!r} merges with the answer prefix")
+    return whole[len(row.prefix) :]
+
+
+def _copied(state: State) -> State:
+    """A state whose cache can grow without changing this one's (a cache grows by concatenation)."""
+    cache = copy.copy(state.cache)
+    cache.layers = [copy.copy(layer) for layer in state.cache.layers]
+    return State(cache, state.mask, state.position, state.logits)
+
+
+def _answer_logps(loaded: LoadedHF, state: State, answers: list[list[int]]) -> list[float]:
+    """Summed log-probability of each row's answer after its prompt."""
+    longest = max(len(ids) for ids in answers)
+    padded = torch.tensor([ids + [loaded.pad_id] * (longest - len(ids)) for ids in answers])
+    totals = torch.zeros(len(answers), dtype=torch.float64)
+    for step in range(longest):
+        tokens = padded[:, step : step + 1].to(state.logits.device)
+        logps = state.logits.log_softmax(-1).gather(1, tokens)[:, 0].double().cpu()
+        totals += torch.where(torch.tensor([len(ids) > step for ids in answers]), logps, 0.0)
+        if step < longest - 1:
+            _advance(loaded, state, tokens)
+    return totals.tolist()
+
+
+def _reply(loaded: LoadedHF, row: Row) -> Reply:
+    """The row's answer; its text begins with the answer prefix, its ids and log-probabilities do not."""
+    words: list[Any] = [*row.prefix, *row.ids]
+    text = loaded.tokenizer.decode(words, skip_special_tokens=True).strip()
+    return Reply(text, tuple(row.ids), tuple(row.logps), row.finish, row.candidate_logps)

@@ -1,0 +1,160 @@
+"""Every YAML is a test case: it composes, and its keys are arguments of the constructor that it names."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+
+from nsft_exp import config as configs
+from nsft_exp.plan import make_plan
+from nsft_exp.records import UserError
+from nsft_exp.store import Store, is_ignored, leaves
+
+CONF = configs.folder("conf")
+GROUPS = ("source", "vlm", "pairing", "critic", "codebook", "method", "variant", "recipe", "tuning", "benchmark")
+GROUPS += ("trainer", "logger", "preset")
+OPTIONS = [(g, f.stem) for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))]
+STUDIES = sorted(f.stem for f in configs.folder("experiments").glob("*.yaml"))
+
+
+def compose(*overrides: str, name: str = "config") -> tuple[dict[str, Any], dict[str, str]]:
+    """The plain config (mandatory values filled in) and the choices."""
+    config = configs.compose_config(list(overrides), name)
+    choices = {g: str(o) for g, o in config.hydra.runtime.choices.items() if "/" not in g}
+    config.hydra.runtime.output_dir = "."
+    from omegaconf import OmegaConf
+
+    for key in OmegaConf.missing_keys(config):
+        if not key.startswith("hydra."):
+            OmegaConf.update(config, key, "given")
+    return configs.resolved(config), choices
+
+
+def nodes_with_target(node: Any) -> list[dict[str, Any]]:
+    if isinstance(node, list):
+        return [found for child in node for found in nodes_with_target(child)]
+    if not isinstance(node, dict):
+        return []
+    below = [found for child in node.values() for found in nodes_with_target(child)]
+    return [node, *below] if "_target_" in node else below
+
+
+def test_every_group_has_options() -> None:
+    assert {g for g, _ in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_an_option_composes_and_its_keys_bind_to_its_constructor(group: str, option: str) -> None:
+    plain, choices = compose(f"{group}={option}")
+    assert choices[group] == option
+    for node in nodes_with_target(plain):
+        target = get_object(node["_target_"])
+        arguments = {k: v for k, v in node.items() if not k.startswith("_")}
+        inspect.signature(target).bind(**arguments)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_package_directives_stand_in_the_first_line(group: str, option: str) -> None:
+    lines = (CONF / group / f"{option}.yaml").read_text("utf-8").splitlines()
+    assert not any("@package" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_composes(study: str) -> None:
+    plain, _ = compose(name=study)
+    assert plain["study"]["name"] == study
+
+
+@pytest.mark.parametrize("method", [f.stem for f in sorted((CONF / "method").glob("*.yaml"))])
+def test_a_method_goes_with_what_its_yaml_chooses(method: str) -> None:
+    plain, choices = compose(f"method={method}")
+    configs.check_belonging(plain, choices)
+    assert get_object(plain["method"]["_target_"]).__module__.startswith("nsft_exp.method.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=cont_sft", "critic=rule"], r"method=cont_sft does not go with critic=rule; critic can be: none"),
+        (["method=gt_dpo", "pairing=none"], r"method=gt_dpo does not go with pairing=none; pairing can be: gt"),
+        (["method=nsft", "critic=none"], r"method=nsft does not go with critic=none"),
+    ],
+)
+def test_what_does_not_belong_to_a_method_is_refused(words: list[str], message: str) -> None:
+    plain, choices = compose(*words)
+    with pytest.raises(UserError, match=message):
+        configs.check_belonging(plain, choices)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("method=nsfft", r"method=nsfft: there is no such option; did you mean nsft"),
+        ("metod=nsft", r"metod: there is no such key; did you mean method"),
+        ("recipe.learning_rat=1", r"recipe.learning_rat: there is no such key; did you mean recipe.learning_rate"),
+        ("source.sise=3", r"source.sise: there is no such key; did you mean source.size"),
+    ],
+)
+def test_a_typo_is_refused_with_the_nearest_names(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configs.compose_config([word])
+
+
+def keys_of_cell(plain: dict[str, Any], choices: dict[str, str], store: Store) -> list[str]:
+    consumes = get_object(plain["method"]["_target_"]).consumes
+    return [store.key(step.kind, step.nodes) for step in make_plan(plain, choices, consumes)]
+
+
+def moved_leaf(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return "other" if value is None or isinstance(value, str) else ["other"]
+
+
+def with_leaf(node: Any, path: list[str], value: Any) -> Any:
+    if not path:
+        return value
+    if isinstance(node, list):
+        return [with_leaf(c, path[1:], value) if str(i) == path[0] else c for i, c in enumerate(node)]
+    return {k: with_leaf(c, path[1:], value) if k == path[0] else c for k, c in node.items()}
+
+
+def test_every_config_leaf_moves_a_key_unless_it_is_on_the_short_list(tmp_path: Path) -> None:
+    plain, choices = compose()
+    store = Store(tmp_path)
+    before = keys_of_cell(plain, choices, store)
+    silent = ("launch", "data_seed", "belongs.", "hydra.")
+    for name, value in leaves(plain):
+        if name.endswith("_target_") or name.startswith(silent):
+            continue
+        after = keys_of_cell(with_leaf(plain, name.split("."), moved_leaf(value)), choices, store)
+        stays = is_ignored(name) or is_ignored(name.rpartition(".files_from")[1] and name.split("files_from")[0] + "x")
+        assert (after == before) == stays, f"{name}: the key {'stays' if after == before else 'moves'}"
+
+
+def test_seed_moves_training_only_and_data_seed_moves_all() -> None:
+    fixed = [compose(f"seed={seed}")[0] for seed in (0, 1)]
+    assert fixed[0]["source"]["seed"] == fixed[1]["source"]["seed"] == 0
+    moved = compose("seed=3", "data_seed=${seed}")[0]
+    assert moved["source"]["seed"] == moved["pairing"]["seed"] == 3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["method=nsft", "--cfg", "job"]])
+def test_help_and_config_answer_at_once_without_torch(words: list[str], tmp_path: Path) -> None:
+    code = "import sys; from nsft_exp.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n    code = e.code\n"
+    code += "assert 'torch' not in sys.modules, 'torch was imported'\nassert not code, code"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nsft" in done.stdout
+    assert time.perf_counter() - started < 10  # under 2 seconds on an idle machine
+    assert not any(tmp_path.iterdir())
