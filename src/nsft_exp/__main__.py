@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -34,27 +32,35 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one cell, or a multirun and its report, through Hydra. Returns the exit code."""
+    """Run one cell, or a multirun and its report. Returns the exit code."""
+    outcomes, config = run_jobs(arguments)
+    return conclude(outcomes, config, multirun=bool(OUTCOMES)) if outcomes else 0
+
+
+def run_jobs(arguments: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
+    """Have Hydra compose and run the jobs; return their outcomes and the last one's config.
+
+    Without a job (`--help`, `--cfg`) there are no outcomes. Raises UserError for a config that does not compose.
+    """
     configs.register_resolvers()
     configs.full_errors()
     outcomes: list[dict[str, Any]] = []
+    composed = DictConfig({})
     sys.argv = ["nsft", *with_experiments(arguments)]
-    main_config: list[DictConfig] = []
 
     def job(config: DictConfig) -> dict[str, Any]:
         from nsft_exp.cell import run_cell
 
-        main_config[:] = [config]
-        outcome = run_cell(config)
-        outcomes.append(outcome)
-        return outcome
+        nonlocal composed
+        composed = config
+        outcomes.append(run_cell(config))
+        return outcomes[-1]
 
     try:
         hydra.main(str(configs.folder("conf").resolve()), "config", "1.3")(job)()
     except HydraException as error:
         raise configs.explain(error, [a for a in arguments if "=" in a]) from error
-    outcomes = OUTCOMES or outcomes
-    return conclude(outcomes, main_config[0], multirun=bool(OUTCOMES)) if outcomes else 0
+    return OUTCOMES or outcomes, composed
 
 
 def with_experiments(arguments: list[str]) -> list[str]:
@@ -108,7 +114,18 @@ def split_config_name(arguments: list[str]) -> tuple[str, list[str]]:
     return "config", rest
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"report": report}
+def toy_base(arguments: list[str]) -> int:
+    """`nsft toy-base`: train the toy base VLM from scratch and put it where `vlm=toy` finds it."""
+    from nsft_exp.toy_base import install
+
+    outcomes, config = run_jobs(["--config-name", "toy_base", *arguments])
+    code = conclude(outcomes, config, multirun=False)
+    if code == 0:
+        print(f"toy base: {install(outcomes[0])}")
+    return code
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"report": report, "toy-base": toy_base}
 
 if __name__ == "__main__":
     main()

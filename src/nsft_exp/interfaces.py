@@ -84,6 +84,8 @@ class Needs:
     """What a method's loss reads besides the policy's token log-probabilities."""
 
     reference: Literal["nothing", "logp", "distribution"] = "nothing"
+    direction: Literal["forward", "reverse"] = "forward"
+    """Of the divergence, where it reads the distribution: KL(reference || policy), or the reverse."""
 
 
 class Method(Protocol):

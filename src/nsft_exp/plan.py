@@ -52,7 +52,7 @@ def make_plan(config: dict[str, Any], choices: dict[str, str], consumes: str) ->
         steps.append(Step("train", "train", row, nodes, inputs=inputs))
         trained = ("train",)
     for member, node in benchmark_members(config["benchmark"]).items():
-        nodes = {"vlm": config["vlm"], "benchmark": node}
+        nodes = {"vlm": config["vlm"], "benchmark": node, "limit": config.get("limit")}
         label = f"{member}-{row if trained else choices['vlm']}"
         steps.append(Step("evaluate", f"evaluate:{member}", label, nodes, init=trained))
     return steps

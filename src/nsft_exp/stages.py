@@ -157,7 +157,7 @@ def train(step: Step, run: CellRun) -> StageFolder:
                 parents=[run.folders[name].path for name in step.init],
             )
             shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
-            folder.finish({**summary, "samples": len(items), "examples": len(examples), **circumstances(started)})
+            folder.finish({"counts": {**item_counts(items), "examples": len(examples)}, **summary, **circumstances(started)})
     return folder
 
 
@@ -175,6 +175,18 @@ def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     items = [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
     cut = len(items) - held_out_size(step.nodes)
     return items[:cut], items[cut:]
+
+
+def item_counts(items: list[Item]) -> dict[str, Any]:
+    """What went into training: samples, pairs that differ, equal pairs, corrections by status."""
+    pairs = Counter(i.preference.status for i in items if i.preference)
+    corrections = Counter(i.correction.status for i in items if i.correction)
+    counts: dict[str, Any] = {"samples": len(items)}
+    if pairs:
+        counts |= {"pairs": pairs["ok"], "equal": pairs["equal"], "pairs_by_status": dict(sorted(pairs.items()))}
+    if corrections:
+        counts["corrections"] = dict(sorted(corrections.items()))
+    return counts
 
 
 def held_out_size(nodes: dict[str, Any]) -> int:
@@ -197,7 +209,7 @@ def _example_digest(example: Any, store: Store) -> str:
 def evaluate(step: Step, run: CellRun) -> StageFolder:
     """The model answers a benchmark's questions and is scored: per-item records, then the metrics."""
     benchmark = build(step.nodes["benchmark"])
-    requests = benchmark.requests()
+    requests = benchmark.requests()[: step.nodes.get("limit")]
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if folder.manifest() is None:

@@ -30,6 +30,7 @@ IGNORED = (
     "paths.*",
     "logger.*",
     "study.*",
+    "launch",
     "vlm.batch_size",
     "vlm.device",
     "trainer.accelerator",

@@ -113,14 +113,29 @@ def make_cell(outcome: dict[str, Any]) -> Cell:
         status=outcome["status"],
         error=outcome["error"],
         log=Path(outcome["log"]),
-        counts=(trained or {}).get("counts", {}),
-        costs=(trained or {}).get("costs", {}),
+        counts=_counts(trained),
+        costs=_costs(trained),
         config=config,
         train_folder=_path(folders, "train"),
         respond_folder=_path(folders, "respond"),
         critique_folder=_path(folders, "critique"),
         evaluations=tuple(_evaluation(name, Path(path)) for name, path in folders.items() if name.startswith("evaluate:")),
     )
+
+
+def _counts(trained: dict[str, Any] | None) -> dict[str, Any]:
+    """What went into training, from the train stage's manifest."""
+    if trained is None:
+        return {}
+    return trained["counts"] | {name: trained[name] for name in ("steps", "supervised_tokens") if name in trained}
+
+
+def _costs(trained: dict[str, Any] | None) -> dict[str, Any]:
+    """What training took."""
+    if trained is None:
+        return {}
+    names = ("models_held", "trainable_parameters", "peak_memory_bytes")
+    return {name: trained[name] for name in names if name in trained} | {"train_seconds": trained["seconds"]}
 
 
 def _path(folders: dict[str, str], name: str) -> Path | None:

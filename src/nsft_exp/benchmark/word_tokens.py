@@ -25,6 +25,7 @@ _AFTER_DOT = re.compile(r"(?:[\])}>»”’ ]|(?<![ (\[{<])(?:\"|'')|'(?!'))*\s*
 _ALONE = re.compile(r"``?|''|--|\.{2,}|[«“‘„»”’\";@#$%&?!*\[\](){}<>\u2012-\u2015]")
 # A comma or colon stands alone unless a digit follows; the character after it is not looked at again.
 _COMMA = re.compile(r"[:,](?:\D|$)", re.DOTALL)
+_SET_APART_EARLY = tuple(" .,:;@#$%&?!`«“‘„\u2012\u2013\u2014\u2015")
 _CLITIC = re.compile(r"(?:re|ve|ll|m|t|s|d|n)\b", re.IGNORECASE)
 _TWO_WORDS = re.compile(
     r"\b(?:(can)not|(d)'ye|(gim)me|(gon)na|(got)ta|(lem)me|(more)'n|(wan)na\Z)\b", re.IGNORECASE
@@ -33,7 +34,7 @@ _TWO_WORDS = re.compile(
 
 def tokenize(text: str) -> list[Token]:
     """Return the word tokens of a caption in order."""
-    tokens: list[Token] = []
+    text, tokens = text.rstrip(), []
     for start, end, alone in _pieces(text):
         if alone:
             tokens.append((text[start:end], start, end))
@@ -43,7 +44,7 @@ def tokenize(text: str) -> list[Token]:
 
 
 def lone_dots(text: str) -> set[int]:
-    """Return the places of single dots that end a sentence and so stand alone."""
+    """Return the places of single dots that end a sentence and so stand alone (`text` ends in no blank)."""
     dots = set()
     last_in_word: dict[int, int] = {}
     starts = [m.end() for m in re.finditer(r"\s+", text)]
@@ -55,7 +56,6 @@ def lone_dots(text: str) -> set[int]:
     for place in last_in_word.values():
         if _is_single_dot(text, place) and _AFTER_DOT.fullmatch(text, place + 1, _sentence_end(text, place)):
             dots.add(place)
-    text = text.rstrip()
     place = text.rfind(".")
     if place >= 0 and _is_single_dot(text, place) and _AFTER_DOT.fullmatch(text, place + 1):
         dots.add(place)
@@ -115,9 +115,16 @@ def _is_word(char: str) -> bool:
 
 
 def _clitic_cuts(text: str, start: int, end: int) -> set[int]:
-    """Cuts before a final ' 's 'm 'd, and before 'll 're 've n't at the end of what is left."""
+    """Cuts before a final ' 's 'm 'd, and before 'll 're 've n't at the end of what is left.
+
+    nltk looks for 's once, so it misses one before a final apostrophe, unless a mark that it set apart
+    earlier (or a blank) follows that.
+    """
     cuts = set()
+    last = end
     for endings in (("'",), ("'s", "'m", "'d"), ("'ll", "'re", "'ve", "n't")):
+        if endings[0] == "'s" and end < last and text[last : last + 1] not in _SET_APART_EARLY:
+            continue
         piece = text[start:end].lower()
         ending = next((e for e in endings if piece.endswith(e)), None)
         if ending and len(piece) > len(ending) and piece[-len(ending) - 1] != "'":

@@ -11,9 +11,11 @@ from pathlib import Path
 from nsft_exp.report.cell import Cell
 
 FUNCTION_WORDS = frozenset(
-    "a an and any are as at be by can correct describe do does for from have how i image in into is it its many much "
-    "no not of on or picture please right see shown that the there they this to true was what where which who with yes "
-    "you your else".split()
+    """
+    a an and any are as at be by can correct describe do does else for from have how i image in into is it its
+    many much no not of on or picture please right see shown that the there they this to true was what where
+    which who with yes you your
+    """.split()  # noqa: SIM905
 )
 """Words that say nothing of an image's content; they are left out of the ranking."""
 

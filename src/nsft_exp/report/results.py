@@ -90,6 +90,16 @@ class Arm:
         return mean_of([{**c.counts, **c.costs}.get(name) for c in self.cells])
 
 
+def largest(arms: Sequence[Arm]) -> list[Arm]:
+    """Return one finished arm a label, that of the largest size: more would hide one another."""
+    best: dict[str, Arm] = {}
+    for arm in arms:
+        known = best.get(arm.label)
+        if arm.cells and (known is None or (arm.size or math.inf) > (known.size or math.inf)):
+            best[arm.label] = arm
+    return list(best.values())
+
+
 def mean_of(values: Sequence[Any]) -> Mean | None:
     """Return mean and sample standard deviation of the finite numbers; None where there are none."""
     finite = tuple(float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v))

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 KNOWN = {"base": 0, "cont_sft": 1, "gt_dpo": 2, "nsft": 3}
 LIGHT = ["#6b7280", "#2563a8", "#c2660c", "#0f8a66", "#8b4fb3", "#b33a5b", "#64790f", "#0e7f95", "#8a5a2b"]
@@ -53,7 +54,7 @@ class Style:
 
     def look(self, label: str, labels: Sequence[str]) -> tuple[str, str]:
         """Return (colour, marker) of a label; the paper's methods keep theirs in every study."""
-        others = [x for x in labels if x not in KNOWN]
+        others = [x for x in dict.fromkeys(labels) if x not in KNOWN]
         place = KNOWN[label] if label in KNOWN else len(KNOWN) + others.index(label)
         colours = DARK if self.dark else LIGHT
         return colours[place % len(colours)], MARKERS[place % len(MARKERS)]
@@ -113,6 +114,14 @@ def legend_above(figure: Figure, handles: Sequence[object], names: Sequence[str]
     figure.legend(
         handles, names, loc="outside upper left", ncols=columns, handletextpad=0.5, columnspacing=1.6
     )  # type: ignore[arg-type]
+
+
+def label_legend(figure: Figure, labels: Sequence[str], wanted: Sequence[str], style: Style) -> None:
+    """Put a legend of the wanted labels above all panels; `labels` are all of the study, in order."""
+    shown = [label for label in dict.fromkeys(labels) if label in wanted]
+    looks = [style.look(label, labels) for label in shown]
+    handles = [Line2D([], [], color=colour, marker=marker, lw=1.8, ms=6) for colour, marker in looks]
+    legend_above(figure, handles, shown, style)
 
 
 def to_svg(figure: Figure) -> str:

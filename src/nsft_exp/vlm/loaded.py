@@ -59,6 +59,7 @@ class LoadedHF:
         self.chat = ChatEncoder(tokenizer, style, model.config.image_token_id)
         self.preprocessing = Preprocessing(vision.image_size, preprocessing)
         self.exif = exif
+        self.opener: Callable[[str], Image.Image] | None = None
         self.batch_size = batch_size
         self.max_length = min(max_length or text.max_position_embeddings, text.max_position_embeddings)
         full = model.config.vision_feature_select_strategy == "full"
@@ -70,17 +71,15 @@ class LoadedHF:
         """Where the model's weights are."""
         return self.model.lm_head.weight.device
 
-    def pixels(
-        self, image: str, view: str = "clean", opener: Callable[[str], Image.Image] | None = None
-    ) -> Tensor:
+    def pixels(self, image: str, view: str = "clean") -> Tensor:
         """Return an image under a view as the tower's input: float32 [3, S, S].
 
-        `opener` turns the record's `image` into a picture; by default it is the path of a file. Raises UserError
-        for a view that does not exist or an image that cannot be opened.
+        `image` is the path of a file, or what `opener` makes a picture of where that is set. Raises UserError for
+        a view that does not exist or an image that cannot be opened.
         """
         if view != "clean":
             raise UserError(f"{image}: there is no view {view!r}; there is clean")
-        picture = opener(image) if opener else open_image(image, self.exif)
+        picture = self.opener(image) if self.opener else open_image(image, self.exif)
         return torch.from_numpy(self.preprocessing(picture))
 
     def features(self, pixels: Tensor) -> Tensor:

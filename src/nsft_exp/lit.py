@@ -1,0 +1,254 @@
+"""The one training loop, as a LightningModule: counts the weights of a global batch, then steps once on it.
+
+One "batch" of the loader is a whole global batch, cut into micro-batches. Each loss term is divided by its weight
+over the global batch, counted from the data before the first forward pass, so that the result does not depend
+on the cut. Lightning's global step is the optimizer step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from nsft_exp import losses
+from nsft_exp.batching import Batch
+from nsft_exp.interfaces import Method
+from nsft_exp.losses import TokenScores
+from nsft_exp.recipe import Recipe
+from nsft_exp.records import UserError
+from nsft_exp.reference import Live, Reference, evaluating, row_features
+from nsft_exp.vlm.loaded import LoadedHF
+
+Totals = dict[str, list[Any]]
+"""Name -> [sum, weight]."""
+
+
+class TokenTraining(L.LightningModule):
+    """Trains the trainable weights of `loaded.model` by a method's loss.
+
+    `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
+    validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that the
+    reference makes the same image features as the policy.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedHF,
+        method: Method,
+        reference: Reference | None,
+        recipe: Recipe,
+        num_steps: int,
+        seed: int,
+        record: Callable[[dict[str, Any]], None],
+        record_time: Callable[[dict[str, Any]], None],
+        log_every: int = 1,
+        validate_every: int = 0,
+        validate: Callable[[], Iterable[Batch]] = tuple,
+        look: Callable[[int], None] = lambda step: None,
+        shared_features: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.model = loaded.model
+        self.loaded = loaded
+        self.method = method
+        self.pi_ref = reference
+        self.recipe = recipe
+        self.num_steps = num_steps
+        self.seed = seed
+        self.record, self.record_time = record, record_time
+        self.log_every, self.validate_every = log_every, validate_every
+        self.validation, self.look = validate, look
+        self.shared_features = shared_features
+
+    # --- what Lightning asks for -------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        betas = (self.recipe.betas[0], self.recipe.betas[1])
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.recipe.rate(0, 1), betas=betas, fused=True)
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+        """The trainable weights only: the base model is never in a checkpoint."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_train_start(self) -> None:
+        """Dropout on (Lightning leaves a model in the mode that it finds)."""
+        self.model.train()
+
+    def training_step(self, batches: list[Batch], index: int) -> None:
+        """One optimizer step on one global batch."""
+        started = time.perf_counter()
+        step = self.global_step
+        torch.manual_seed(step_seed(self.seed, step))
+        totals = self._accumulate(batches)
+        norm = self._update(step)
+        step += 1
+        if step % self.log_every == 0 or step == self.num_steps:
+            row = {"step": step, **means(totals), "grad_norm": float(norm), "lr": self.recipe.rate(step - 1, self.num_steps)}
+            self.record(row | counts(batches))
+            self.record_time(times(step, batches, time.perf_counter() - started, self.device))
+        if self.validate_every and (step % self.validate_every == 0 or step == self.num_steps):
+            self._validate(step)
+
+    # --- the step ----------------------------------------------------------------------------------
+
+    def _accumulate(self, batches: list[Batch]) -> Totals:
+        """Gradients of the whole global batch; returns the summed terms and diagnostics."""
+        weights = term_weights(self.method, batches)
+        totals: Totals = defaultdict(lambda: [0.0, 0.0])
+        for batch in batches:
+            with telling_out_of_memory(len(batch.numbers)):
+                policy, reference = self._scores(batch)
+                terms = self.method.loss(policy, reference)
+                parts = [total / weights[name] for name, (total, _) in terms.items() if weights[name] > 0]
+                if parts:
+                    self.manual_backward(torch.stack(parts).sum())
+            add(totals, terms, policy, reference)
+        return totals
+
+    def _scores(self, batch: Batch) -> tuple[TokenScores, TokenScores | None]:
+        """The policy's and the reference's token scores of a micro-batch."""
+        head = self.model.lm_head
+        features = self.loaded.features(batch.pixels) if batch.pixels is not None else None
+        hidden = self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
+        logp = losses.token_logps(hidden, head, batch.ids, batch.where)
+        shared = features.detach() if self.shared_features and features is not None else None
+        needs = self.method.needs
+        if needs.reference == "nothing":
+            return TokenScores(logp, batch.weight, batch.role, batch.example), None
+        if needs.reference == "logp":
+            assert self.pi_ref is not None
+            return TokenScores(logp, batch.weight, batch.role, batch.example), self.pi_ref.scores(batch, shared)
+        assert isinstance(self.pi_ref, Live)
+        other, ref_head = self.pi_ref.hidden(batch, shared), self.pi_ref.loaded.model.lm_head
+        kl = losses.token_kl(hidden, head, other, ref_head, batch.where, needs.direction)
+        with torch.no_grad():
+            ref_logp = losses.token_logps(other, ref_head, batch.ids, batch.where)
+        policy = TokenScores(logp, batch.weight, batch.role, batch.example, kl)
+        return policy, TokenScores(ref_logp, batch.weight, batch.role, batch.example)
+
+    def _update(self, step: int) -> Tensor:
+        """Clip, set the rate, step. Returns the gradient's norm before clipping."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = self.recipe.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.rate(step, self.num_steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    # --- validation --------------------------------------------------------------------------------
+
+    def _validate(self, step: int) -> None:
+        """Record the loss terms and diagnostics over the whole validation set, then sample answers."""
+        totals: Totals = defaultdict(lambda: [0.0, 0.0])
+        with torch.no_grad(), evaluating(self.model):
+            for batch in self.validation():
+                policy, reference = self._scores(batch.to(self.device))
+                add(totals, self.method.loss(policy, reference), policy, reference)
+            if totals:
+                self.record({"step": step} | {f"validation/{name}": value for name, value in means(totals).items()})
+            self.look(step)
+
+
+def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
+    """Return each loss term's weight over a global batch, from roles and weights alone (before any forward)."""
+    weights: dict[str, float] = defaultdict(float)
+    for batch in batches:
+        zeros = torch.zeros_like(batch.weight)
+        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros)
+        for name, (_, weight) in method.loss(blank, blank).items():
+            weights[name] += float(weight)
+    return weights
+
+
+def add(
+    totals: Totals,
+    terms: dict[str, tuple[Any, Any]],
+    policy: TokenScores,
+    reference: TokenScores | None,
+) -> None:
+    """Add a micro-batch's terms (as `loss/<name>`) and diagnostics to the sums."""
+    for name, (total, weight) in _named(terms, policy, reference):
+        totals[name][0] += float(total)
+        totals[name][1] += float(weight)
+
+
+def _named(
+    terms: dict[str, tuple[Any, Any]], policy: TokenScores, reference: TokenScores | None
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    with torch.no_grad():
+        for name, term in terms.items():
+            yield f"loss/{name}", term
+        yield from losses.diagnostics(policy, reference)
+
+
+def means(totals: Totals) -> dict[str, float]:
+    """Return sum / weight of everything, and `loss`, the sum of the loss terms."""
+    values = {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
+    return {"loss": sum(v for name, v in values.items() if name.startswith("loss/")), **values}
+
+
+def counts(batches: list[Batch]) -> dict[str, int]:
+    """What a global batch holds: examples, conversations, supervised tokens."""
+    return {
+        "examples": sum(len(b.numbers) for b in batches),
+        "conversations": sum(len(b.ids) for b in batches),
+        "supervised_tokens": sum(int(b.where.sum()) for b in batches),
+    }
+
+
+def times(step: int, batches: list[Batch], seconds: float, device: torch.device) -> dict[str, float]:
+    """How long a step took, tokens (padding left out) a second, and the peak memory so far."""
+    tokens = sum(b.tokens for b in batches)
+    return {
+        "step": step,
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_bytes": peak_memory(device),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on a GPU, or resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's dropout: of its own, so that a resumed run draws the same."""
+    return int.from_bytes(hashlib.sha256(f"step {seed} {step}".encode()).digest()[:7], "big")
+
+
+@contextmanager
+def telling_out_of_memory(examples: int) -> Iterator[None]:
+    """Tell running out of GPU memory inside the block as a UserError that names the word to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory with {examples} examples at once; lower trainer.micro_batch (the result stays the same)"
+        ) from error

@@ -1,0 +1,197 @@
+"""Loss mathematics: tensors in, tensors out. Shapes are in the names.
+
+B sequences, T tokens, E examples, N chosen tokens, H hidden size, V vocabulary. `role_BT` holds places in
+`records.ROLES`. A loss term is a pair (sum, weight): the training loop divides the sum by the weight that the
+term has over the whole global batch, so that no result depends on how a batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nsft_exp.records import ROLES
+
+PROMPT = ROLES.index("prompt")
+Term = tuple[Tensor, Tensor]
+Head = Callable[[Tensor], Tensor]
+"""Hidden states [N, H] to logits [N, V]."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities of a micro-batch's tokens under one model.
+
+    `logp[b, t]` is log p(token t | tokens before t) in float32, 0 where the token is not supervised. `example[b]`
+    numbers the micro-batch's examples from 0 (the sequences of one example share a number). `kl[b, t]` is the
+    divergence between reference and policy at that token, where a loss asked for it.
+    """
+
+    logp: Tensor
+    weight: Tensor
+    role: Tensor
+    example: Tensor
+    kl: Tensor | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples the micro-batch has."""
+        return int(self.example.max()) + 1 if len(self.example) else 0
+
+
+def token_logps(hidden_BTH: Tensor, head: Head, ids_BT: Tensor, where_BT: Tensor, chunk: int = 8192) -> Tensor:
+    """Return logp_BT of the tokens where `where_BT` (never the first of a row), and 0 elsewhere.
+
+    Logits are made for these tokens only, `chunk` at a time, and their log-softmax is taken in float32. With
+    more than one chunk the logits are made again in the backward pass instead of being kept.
+    """
+    hidden_NH, targets_N = _select(hidden_BTH, where_BT), ids_BT[:, 1:][where_BT[:, 1:]]
+    parts = [
+        _maybe_again(lambda h, t: -F.cross_entropy(head(h).float(), t, reduction="none"), chunk < len(targets_N), h, t)
+        for h, t in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+    ]
+    return _scatter(torch.cat(parts), where_BT)
+
+
+def token_kl(
+    policy_BTH: Tensor,
+    policy_head: Head,
+    reference_BTH: Tensor,
+    reference_head: Head,
+    where_BT: Tensor,
+    direction: str = "forward",
+    chunk: int = 2048,
+) -> Tensor:
+    """Return the exact kl_BT between the two models' next-token distributions at the tokens `where_BT`.
+
+    `forward` is KL(reference || policy), `reverse` KL(policy || reference), in nats, over the whole vocabulary.
+    """
+    policy_NH, reference_NH = _select(policy_BTH, where_BT), _select(reference_BTH, where_BT)
+
+    def divergence(p: Tensor, r: Tensor) -> Tensor:
+        policy_NV = policy_head(p).float().log_softmax(-1)
+        with torch.no_grad():
+            reference_NV = reference_head(r).float().log_softmax(-1)
+        return kl_of_logps(policy_NV, reference_NV, direction)
+
+    parts = [
+        _maybe_again(divergence, chunk < len(policy_NH), p, r)
+        for p, r in zip(policy_NH.split(chunk), reference_NH.split(chunk), strict=True)
+    ]
+    return _scatter(torch.cat(parts), where_BT)
+
+
+def kl_of_logps(policy_NV: Tensor, reference_NV: Tensor, direction: str) -> Tensor:
+    """Return KL_N of two tables of log-probabilities (see token_kl for the directions)."""
+    if direction == "forward":
+        return (reference_NV.exp() * (reference_NV - policy_NV)).sum(-1)
+    return (policy_NV.exp() * (policy_NV - reference_NV)).sum(-1)
+
+
+def _select(hidden_BTH: Tensor, where_BT: Tensor) -> Tensor:
+    """The hidden states that predict the tokens `where_BT`: those one place before them."""
+    return hidden_BTH[:, :-1][where_BT[:, 1:]]
+
+
+def _scatter(values_N: Tensor, where_BT: Tensor) -> Tensor:
+    later = torch.zeros(where_BT[:, 1:].shape, dtype=values_N.dtype, device=values_N.device)
+    later = later.masked_scatter(where_BT[:, 1:], values_N)
+    return F.pad(later, (1, 0))
+
+
+def _maybe_again(function: Callable[..., Tensor], again: bool, *inputs: Tensor) -> Tensor:
+    if again and torch.is_grad_enabled():
+        out: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        return out
+    return function(*inputs)
+
+
+# --- terms -----------------------------------------------------------------------------------------
+
+
+def sft(scores: TokenScores, *roles: str) -> Term:
+    """Return (summed weighted negative log-likelihood, summed weight) of the tokens of these roles."""
+    weight_BT = _weight(scores, roles)
+    return -(scores.logp * weight_BT).sum(), weight_BT.sum()
+
+
+def sft_per_example(scores: TokenScores, *roles: str) -> Term:
+    """Return (sum over examples of their mean negative log-likelihood, number of examples with such tokens)."""
+    weight_BT = _weight(scores, roles)
+    sums_E = by_example(-(scores.logp * weight_BT).sum(1), scores)
+    weights_E = by_example(weight_BT.sum(1), scores)
+    has_E = weights_E > 0
+    return (sums_E / torch.where(has_E, weights_E, 1.0)).sum(), has_E.sum().to(sums_E.dtype)
+
+
+def mean_kl(scores: TokenScores) -> Term:
+    """Return (summed weighted divergence, summed weight) of all supervised tokens."""
+    if scores.kl is None:
+        raise ValueError("these scores hold no divergence: the method's needs.reference must be 'distribution'")
+    weight_BT = scores.weight * (scores.role != PROMPT)
+    return (scores.kl * weight_BT).sum(), weight_BT.sum()
+
+
+def answer_logps(scores: TokenScores, *roles: str) -> Tensor:
+    """Return logp_E: each example's summed weighted log-probability over the tokens of these roles."""
+    return by_example((scores.logp * _weight(scores, roles)).sum(1), scores)
+
+
+def margins(policy: TokenScores, reference: TokenScores) -> Tensor:
+    """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (PAPER.md, section 2)."""
+    chosen_E = answer_logps(policy, "chosen") - answer_logps(reference, "chosen")
+    rejected_E = answer_logps(policy, "rejected") - answer_logps(reference, "rejected")
+    return chosen_E - rejected_E
+
+
+def dpo_sigmoid(margin_E: Tensor, beta: float) -> Tensor:
+    """Return the DPO loss_E = -log sigmoid(beta m) (Rafailov et al. 2023, equation 7)."""
+    return -F.logsigmoid(beta * margin_E)
+
+
+def by_example(values_B: Tensor, scores: TokenScores) -> Tensor:
+    """Return values_E: the sum of `values_B` over the sequences of each example."""
+    zeros_E = torch.zeros(scores.num_examples, dtype=values_B.dtype, device=values_B.device)
+    return zeros_E.index_add(0, scores.example, values_B)
+
+
+def _weight(scores: TokenScores, roles: tuple[str, ...]) -> Tensor:
+    where_BT = torch.zeros_like(scores.role, dtype=torch.bool)
+    for role in roles:
+        where_BT = where_BT | (scores.role == ROLES.index(role))
+    return scores.weight * where_BT
+
+
+# --- what is watched -------------------------------------------------------------------------------
+
+
+def diagnostics(policy: TokenScores, reference: TokenScores | None) -> Iterator[tuple[str, Term]]:
+    """Yield (name, (sum, weight)) of what is logged of every method besides its loss terms.
+
+    `nll/<role>` per token; for answers with both a chosen and a rejected one, `logp/<role>` per example, and
+    against a reference `logratio/<role>`, the margin and how often it is positive (accuracy).
+    """
+    for role in ROLES[1:]:
+        total, weight = sft(policy, role)
+        if weight > 0:
+            yield f"nll/{role}", (total, weight)
+    both_E = (by_example(_weight(policy, ("chosen",)).sum(1), policy) > 0) & (
+        by_example(_weight(policy, ("rejected",)).sum(1), policy) > 0
+    )
+    count = both_E.sum().float()
+    if count == 0:
+        return
+    for role in ("chosen", "rejected"):
+        yield f"logp/{role}", (answer_logps(policy, role)[both_E].sum(), count)
+        if reference is not None:
+            ratio_E = answer_logps(policy, role) - answer_logps(reference, role)
+            yield f"logratio/{role}", (ratio_E[both_E].sum(), count)
+    if reference is not None:
+        margin_E = margins(policy, reference)[both_E]
+        yield "margin", (margin_E.sum(), count)
+        yield "accuracy", ((margin_E > 0).float().sum(), count)

@@ -1,0 +1,1 @@
+"""Methods: which examples are trained on, and their loss. Nothing else."""

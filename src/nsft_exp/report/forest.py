@@ -1,0 +1,131 @@
+"""Forest plots: the differences of every arm from another, with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nsft_exp.report import wording
+from nsft_exp.report.results import Comparison, ComparisonTable, Results, largest
+from nsft_exp.report.style import Style, label_legend, panels
+
+
+def draw_differences(results: Results, style: Style) -> Figure | None:
+    """A panel for each label compared with; a row for each metric; both intervals; right is better."""
+    tables = [t for t in results.tables if t.against != "base"] or list(results.tables)
+    return _forests(results, style, tables, scale=_points, student=True, unit="points, right is better")
+
+
+def draw_improvement(results: Results, style: Style) -> Figure | None:
+    """Relative improvement over the base VLM, a row a benchmark metric; right is better."""
+    tables = [t for t in results.tables if t.against == "base"]
+    unit = "% of the base VLM's score, right is better"
+    return _forests(results, style, tables, scale=_relative, student=False, unit=unit)
+
+
+def _forests(
+    results: Results,
+    style: Style,
+    tables: Sequence[ComparisonTable],
+    scale: Callable[[Comparison], float],
+    student: bool,
+    unit: str,
+) -> Figure | None:
+    """A panel for each table and each source and VLM of the study, all on one scale."""
+    places = list(dict.fromkeys((c.arm.source, c.arm.vlm) for t in tables for c in t.comparisons))
+    wanted = [(t, place, _shown(t, place, results, scale)) for t in tables for place in places]
+    wanted = [(t, place, shown) for t, place, shown in wanted if shown]
+    if not wanted:
+        return None
+    rows = max(len({c.column for c in shown}) * (len({c.arm for c in shown}) + 0.9) for _, _, shown in wanted)
+    figure, axes = panels(len(wanted), style, 0.6 + 0.175 * rows)
+    ends = [x * scale(c) for *_, shown in wanted for c in shown for x in (*(c.difference.bootstrap or ()), 0)]
+    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    limits = (min(ends) - margin, max(ends) + margin)
+    for place, (axis, (table, (source, vlm), shown)) in enumerate(zip(axes, wanted, strict=True)):
+        _forest(axis, shown, results, style, scale, student, limits)
+        where = [source] * (len({s for s, _ in places}) > 1) + [vlm] * (len({v for _, v in places}) > 1)
+        axis.set_title(" · ".join([f"against {table.against}", *where]))
+        axis.set_xlabel(unit)
+        same = all({c.column for c in other} == {c.column for c in shown} for *_, other in wanted)
+        if place % 3 and same and not style.narrow:
+            axis.set_yticklabels([])
+    wanted_labels = [c.arm.label for *_, shown in wanted for c in shown]
+    label_legend(figure, [a.label for a in results.arms], wanted_labels, style)
+    return figure
+
+
+def _shown(
+    table: ComparisonTable, place: tuple[str, str], results: Results, scale: Callable[[Comparison], float]
+) -> list[Comparison]:
+    arms = largest([a for a in results.arms if (a.source, a.vlm) == place])
+    return [
+        c
+        for c in table.comparisons
+        if c.arm in arms
+        and c.column.headline
+        and c.column.better != "none"
+        and c.difference.bootstrap
+        and math.isfinite(scale(c))
+    ]
+
+
+def _points(c: Comparison) -> float:
+    """Factor from a difference to points, better to the right; areas and other ratios count in hundredths."""
+    return (100 if c.column.scale == "ratio" else 1) * (-1 if c.column.better == "down" else 1)
+
+
+def _relative(c: Comparison) -> float:
+    """Factor from a difference to per cent of the other side's score; NaN where that is zero."""
+    base = c.against.mean(c.column.key)
+    if base is None or base.value == 0:
+        return math.nan
+    return 100 / abs(base.value) * (-1 if c.column.better == "down" else 1)
+
+
+def _forest(
+    axis: Axes,
+    shown: Sequence[Comparison],
+    results: Results,
+    style: Style,
+    scale: Callable[[Comparison], float],
+    student: bool,
+    limits: tuple[float, float],
+) -> None:
+    labels = [a.label for a in results.arms]
+    arms = list(dict.fromkeys(c.arm for c in shown))
+    columns = list(dict.fromkeys(c.column for c in shown))
+    step = len(arms) + 0.9
+    for c in shown:
+        y = columns.index(c.column) * step + arms.index(c.arm)
+        colour, marker = style.look(c.arm.label, labels)
+        factor, d = scale(c), c.difference
+        if student and d.student:
+            ends = np.array(d.student) * factor
+            axis.plot(np.clip(ends, *limits), [y, y], color=colour, lw=0.9, solid_capstyle="butt")
+            _arrowheads(axis, ends, limits, y, colour)
+        ends = np.array(d.bootstrap) * factor
+        axis.plot(ends, [y, y], color=colour, lw=3.2, alpha=0.4, solid_capstyle="butt")
+        fill = colour if c.verdict in ("better", "worse") else style.paper
+        axis.plot(d.value * factor, y, marker, color=colour, mfc=fill, ms=5.5, mew=1.4)
+    for i in range(1, len(columns)):
+        new = columns[i].group != columns[i - 1].group
+        axis.axhline(i * step - 0.95, color=style.muted if new else style.faint, lw=0.8 if new else 0.6)
+    axis.axvline(0, color=style.ink, lw=0.9, zorder=0.5)
+    axis.grid(axis="x")
+    axis.set(xlim=limits, ylim=(len(columns) * step - 0.95, -0.95))
+    middle = [(len(arms) - 1) / 2 + i * step for i in range(len(columns))]
+    axis.set_yticks(middle, [wording.title(c) for c in columns])
+    axis.tick_params(axis="y", length=0, labelcolor=style.ink)
+    axis.spines["left"].set_visible(False)
+
+
+def _arrowheads(axis: Axes, ends: np.ndarray, limits: tuple[float, float], y: float, colour: str) -> None:
+    """Show that an interval goes on beyond the panel."""
+    for end, marker in ((limits[0], "<"), (limits[1], ">")):
+        if (ends.min() < end) if marker == "<" else (ends.max() > end):
+            axis.plot(end, y, marker, color=colour, ms=4, mew=0, clip_on=False)
