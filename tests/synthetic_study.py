@@ -125,6 +125,22 @@ def make_study(
     return cells, study
 
 
+def failed_cell(folder: Path) -> Cell:
+    """A cell that did not finish."""
+    return Cell(
+        label="gt_dpo",
+        method="gt_dpo",
+        source="toy_instruct",
+        size=600,
+        vlm="toy",
+        seed=3,
+        name="gt_dpo-600-seed3",
+        status="failed",
+        error="out of memory on the accelerator; lower trainer.micro_batch",
+        log=folder / "jobs" / "7" / "nsft.log",
+    )
+
+
 def _scenes(folder: Path, num: int) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     scenes = []

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_files import answers, fixture, fixture_lines, score_all, touch, write_json
 
-from nsft_exp.benchmark.answers import sum_counts, summarise
+from benchmark_files import answers, fixture, fixture_lines, score_all, touch, write_json
+from nsft_exp.benchmark.answers import read_answers, sum_counts, summarise
 from nsft_exp.benchmark.caption_words import object_words, read_synonyms
-from nsft_exp.benchmark.chair import Chair, read_captions
+from nsft_exp.benchmark.chair import Chair
 from nsft_exp.benchmark.singular import singularize
 from nsft_exp.benchmark.word_tokens import tokenize
 from nsft_exp.records import UserError
@@ -41,14 +41,18 @@ def write_coco(root: Path, split: str, images: dict[int, tuple[list[str], list[s
     things = [{"image_id": i, "category_id": ids[n]} for i, (found, _) in images.items() for n in found]
     texts = [{"image_id": i, "caption": c} for i, (_, captions) in images.items() for c in captions]
     folder = root / "annotations"
-    write_json(folder / f"instances_{split}.json", {"images": rows, "annotations": things, "categories": categories})
+    write_json(
+        folder / f"instances_{split}.json", {"images": rows, "annotations": things, "categories": categories}
+    )
     write_json(folder / f"captions_{split}.json", {"images": rows, "annotations": texts})
     touch(root / "images", [r["file_name"] for r in rows])
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_coco(tmp_path, "val2014", {7: (["dog"], ["A man with a dog."]), 3: (["cup", "cup"], ["A small room."])})
+    write_coco(
+        tmp_path, "val2014", {7: (["dog"], ["A man with a dog."]), 3: (["cup", "cup"], ["A small room."])}
+    )
     write_coco(tmp_path, "train2014", {11: ([], ["Some people on a bus.", "Two buses."])})
     (tmp_path / "synonyms.txt").write_text(TABLE)
     return tmp_path
@@ -134,18 +138,18 @@ def test_singulars_are_as_crude_as_the_official_ones(plural: str, singular: str)
     assert singularize(plural) == singular
 
 
-ABBREVIATED = {"mr", "u.s", "a", "b", "2", "n", "s", "t", "d", "m"}
+PIECES = """
+    a the cat dogs tv's isn't it's dogs' 'cat' "dog" (cat) cat. cat.) **cat.** cat! cat? cats, cats:
+    10:30 1,000 3.5 cat... cat--dog
+    stop-sign can't cannot they'll '90s ' " '' `` “cat” ‘cat’ dog’s — - -- * # & % ; cat.'
+    cat." cat.(dog cat,dog ,5 :5 ,, .. rock'n'roll he'd've 'em ) ( [ ] < > <cat> .cat cat.dog bus/car cat.” …
+    _cat_ ''cat''"""
 
 
 def test_tokens_equal_nltks_but_for_quotes_and_abbreviations() -> None:
     nltk_word = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer()
     sentences = pytest.importorskip("nltk.tokenize.punkt").PunktSentenceTokenizer()  # knows no abbreviation
-    pieces = (
-        "a the cat dogs tv's isn't it's dogs' 'cat' \"dog\" (cat) cat. cat.) **cat.** cat! cat? cats, cats: 10:30 "
-        "1,000 3.5 cat... cat--dog stop-sign can't cannot they'll '90s ' \" '' `` “cat” ‘cat’ dog’s — - -- * # & % ; "
-        'cat.\' cat." cat.(dog cat,dog ,5 :5 ,, .. rock\'n\'roll he\'d\'ve \'em ) ( [ ] < > <cat> .cat cat.dog bus/car '
-        "cat.” \n … _cat_ ''cat''"
-    ).split(" ")
+    pieces = [*PIECES.split(), "\n"]
     rng = random.Random(1)
     for _ in range(1500):
         text = "".join(
@@ -171,7 +175,9 @@ def _plain(tokens: Any) -> list[str]:
 def test_an_images_objects_are_its_instances_and_those_of_its_captions(root: Path) -> None:
     scores = score_all(chair(root), ["A dog and a man and a cup.", "A cup on an orange table.", "A bus."])
     assert [s.id for s in scores] == ["11", "7", "3"]
-    by_id = {s.id: s for s in score_all(chair(root), ["The people.", "A dog and a man.", "a cup, a dog, a puppy"])}
+    by_id = {
+        s.id: s for s in score_all(chair(root), ["The people.", "A dog and a man.", "a cup, a dog, a puppy"])
+    }
     assert by_id["7"].truth == "dog, person"
     assert by_id["11"].truth == "bus, person"
     assert by_id["3"].counts == {
@@ -213,11 +219,17 @@ def test_marks_show_which_characters_are_right_and_wrong(root: Path) -> None:
 
 
 def test_requests_carry_prompt_decoding_and_image(root: Path) -> None:
-    benchmark = chair(root, images=[7], temperature=1.0, seed=5, prompt="Describe.", max_new_tokens=64, name="t1")
+    benchmark = chair(
+        root, images=[7], temperature=1.0, seed=5, prompt="Describe.", max_new_tokens=64, name="t1"
+    )
     (request,) = benchmark.requests()
     assert request.id == "7"
     assert request.turns[0].text == "Describe."
-    assert (request.decoding.temperature, request.decoding.seed, request.decoding.max_new_tokens) == (1.0, 5, 64)
+    assert (request.decoding.temperature, request.decoding.seed, request.decoding.max_new_tokens) == (
+        1.0,
+        5,
+        64,
+    )
     assert request.image == str(root / "images" / "COCO_val2014_000000000007.jpg")
     assert "original variant" in benchmark.protocol
     assert "1 images" in benchmark.protocol
@@ -285,7 +297,7 @@ def test_captions_are_read_from_lines_lists_and_the_originals_own_form(tmp_path:
     }
     for name, text in forms.items():
         (tmp_path / name).write_text(text)
-        read = read_captions(tmp_path / name)
+        read = read_answers(tmp_path / name)
         assert [(line.id, line.text) for line in read] == [(7, "A dog."), (3, "A cup.")], name
 
 

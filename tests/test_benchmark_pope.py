@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_files import S, answers, fixture_lines, score_all, touch, write_lines
 
-from nsft_exp.benchmark.answers import read_answer_lines, sum_counts, summarise
+from benchmark_files import S, answers, fixture_lines, score_all, touch, write_lines
+from nsft_exp.benchmark.answers import read_answers, sum_counts, summarise
 from nsft_exp.benchmark.pope import Pope, read_yes_no, says_neither
 from nsft_exp.records import Reply, UserError
 
@@ -134,10 +134,12 @@ def test_files_of_two_releases_are_refused_with_both_places(root: Path) -> None:
     labels = root / "coco" / "coco_pope_random.json"
     rows = labels.read_text().splitlines()
     labels.write_text("\n".join([rows[1], rows[0], *rows[2:]]) + "\n")
-    with pytest.raises(UserError, match=r"llava_pope_test.jsonl: line 1: .*coco_pope_random.json line 1.*e3e39262"):
+    with pytest.raises(
+        UserError, match=r"llava_pope_test.jsonl: line 1: .*coco_pope_random.json line 1.*e3e39262"
+    ):
         pope(root).requests()
     labels.write_text("\n".join(rows[:3]) + "\n")
-    with pytest.raises(UserError, match="4 random questions, but .*coco_pope_random.json has 3"):
+    with pytest.raises(UserError, match=r"4 random questions, but .*coco_pope_random.json has 3"):
         pope(root).requests()
 
 
@@ -205,7 +207,8 @@ def test_answers_in_another_order_warn_with_the_score_by_id(root: Path) -> None:
     order = [1, 0, *range(2, 12)]
     texts = ["Yes", "No", "Yes", "Yes", *TEXTS[4:]]
     summary, _ = summarise(pope(root), answers((IDS[k], texts[k]) for k in order))
-    # random by position: No Yes Yes Yes on yes no yes no: tp 1, fn 1, fp 2; by id: Yes No Yes Yes: tp 2, tn 1, fp 1
+    # random by position: No Yes Yes Yes on yes no yes no: tp 1, fn 1, fp 2
+    # by id: Yes No Yes Yes: tp 2, tn 1, fp 1
     assert summary["metrics"]["random_f1"] == pytest.approx(40)
     by_id = (80 + 100 + 200 / 3) / 3
     assert f"joined by id the mean F1 is {by_id:.2f}" in " ".join(summary["warnings"])
@@ -226,19 +229,24 @@ def test_where_the_official_program_stops_no_score_is_written(root: Path) -> Non
         (b"", "the file is empty"),
         (b'\xef\xbb\xbf{"question_id": 1, "text": "No"}\n', "line 1: begins with a byte order mark"),
         (b'{"question_id": 1, "text": "No"}\n{"question_id": 2, "te\n', "line 2: not JSON"),
-        (b'{"question_id": 1, "text": "No"}\n\n{"question_id": 2, "text": "No"}\n', "line 2: the line is empty"),
+        (
+            b'{"question_id": 1, "text": "No"}\n\n{"question_id": 2, "text": "No"}\n',
+            "line 2: the line is empty",
+        ),
         (b'{"question_id": 1, "text": "caf\xe9"}\n', "line 1: not UTF-8"),
         (b'{"question_id": 1, "text": NaN}\n', "line 1: field `text` is NaN, not str"),
         (b'{"question_id": 1}\n', "line 1: has no field `text`"),
         (b'{"question_id": null, "text": "No"}\n', "line 1: field `question_id` is null"),
-        (b"[1]\n", "line 1: not a JSON object"),
+        (b"5\n", "line 1: not a JSON object"),
     ],
 )
-def test_a_malformed_answer_file_is_one_error_with_the_line(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_malformed_answer_file_is_one_error_with_the_line(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes(data)
     with pytest.raises(UserError, match=message) as error:
-        read_answer_lines(path)
+        read_answers(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -246,4 +254,4 @@ def test_a_malformed_answer_file_is_one_error_with_the_line(tmp_path: Path, data
 def test_windows_line_ends_are_read_like_others(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes(b'{"question_id": 1, "text": "No"}\r\n{"question_id": 2, "text": "Yes"}')
-    assert [(line.id, line.text) for line in read_answer_lines(path)] == [(1, "No"), (2, "Yes")]
+    assert [(line.id, line.text) for line in read_answers(path)] == [(1, "No"), (2, "Yes")]

@@ -56,8 +56,8 @@ def encode_examples(
 ) -> tuple[list[EncodedExample], dict[str, int]]:
     """Return the encoded examples and the counts `trimmed` (answers cut at `max_length`) and `dropped`.
 
-    An example is dropped when cutting would take its image or every supervised token of a conversation. Raises
-    UserError for an example that has no supervised token to begin with, naming it.
+    An example is dropped when cutting would take its image or every supervised token of a conversation.
+    Raises UserError for an example that has no supervised token to begin with, naming it.
     """
     counts = {"trimmed": 0, "dropped": 0}
     kept: list[EncodedExample] = []
@@ -71,11 +71,15 @@ def encode_examples(
             continue
         counts["trimmed"] += any(len(a.ids) != len(b.ids) for a, b in zip(whole, short, strict=True) if b)
         pairs = zip(example.conversations, short, strict=True)
-        kept.append(EncodedExample(example.id, tuple(_compact(c, encoded) for c, encoded in pairs if encoded)))
+        kept.append(
+            EncodedExample(example.id, tuple(_compact(c, encoded) for c, encoded in pairs if encoded))
+        )
     return kept, counts
 
 
-def _encode(example: Example, conversation: Conversation, chat: ChatEncoder, num_image_tokens: int) -> Encoded:
+def _encode(
+    example: Example, conversation: Conversation, chat: ChatEncoder, num_image_tokens: int
+) -> Encoded:
     try:
         return chat.encode(conversation.turns, num_image_tokens if conversation.image is not None else None)
     except UserError as error:
@@ -116,9 +120,9 @@ def micro_batches(numbers: Sequence[int], lengths: Sequence[int], size: int) -> 
 class Batch:
     """A micro-batch of B sequences of at most T tokens, padded on the right.
 
-    `image_rows[m]` is the place in `pixels` [U, 3, S, S] of the m-th sequence with an image, in row order: an image
-    that several sequences share is there once. `numbers` are the examples' places in the list of examples, and
-    `keys` the (example number, conversation number) of each row.
+    `image_rows[m]` is the place in `pixels` [U, 3, S, S] of the m-th sequence with an image, in row order: an
+    image that several sequences share is there once. `numbers` are the examples' places in the list of
+    examples, and `keys` the (example number, conversation number) of each row.
     """
 
     ids: Tensor
@@ -139,13 +143,19 @@ class Batch:
 
     def to(self, device: Any, **options: Any) -> Batch:
         """The same micro-batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, **options) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            moved[name] = value.to(device, **options) if isinstance(value, Tensor) else value
+        return Batch(**moved)
 
 
-def collate(examples: Sequence[EncodedExample], numbers: Sequence[int], pixels: PixelReader, pad_id: int) -> Batch:
+def collate(
+    examples: Sequence[EncodedExample], numbers: Sequence[int], pixels: PixelReader, pad_id: int
+) -> Batch:
     """Return the micro-batch of the examples with these numbers."""
-    rows = [(place, n, k, c) for place, n in enumerate(numbers) for k, c in enumerate(examples[n].conversations)]
+    rows = [
+        (place, n, k, c) for place, n in enumerate(numbers) for k, c in enumerate(examples[n].conversations)
+    ]
     shape = (len(rows), max(len(c.ids) for *_, c in rows))
     ids = np.full(shape, pad_id, dtype=np.int64)
     role = np.zeros(shape, dtype=np.int8)

@@ -71,9 +71,13 @@ class ChatEncoder:
     answers repeat.
     """
 
-    def __init__(self, tokenizer: Any, style: PromptStyle = VICUNA_V1, image_token_id: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, style: PromptStyle = VICUNA_V1, image_token_id: int | None = None
+    ) -> None:
         self.style = style
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE) if image_token_id is None else image_token_id
+        self.image_token_id = (
+            tokenizer.convert_tokens_to_ids(IMAGE) if image_token_id is None else image_token_id
+        )
         self.bos = [tokenizer.bos_token_id] if style.bos else []
         self.end = tokenizer.convert_tokens_to_ids(style.end)
         self._backend = tokenizer.backend_tokenizer
@@ -105,7 +109,7 @@ class ChatEncoder:
     def prompt(
         self, turns: Sequence[Turn], num_image_tokens: int | None = None, answer_prefix: str = ""
     ) -> tuple[int, ...]:
-        """Return the ids up to where the answer goes on: the last turn is the user's, then `answer_prefix`."""
+        """Return the ids up to where the answer goes on: a last turn of the user, then `answer_prefix`."""
         return self.encode(turns, num_image_tokens).ids + tuple(self.text(answer_prefix.strip()))
 
     def answer(self, text: str) -> tuple[int, ...]:
@@ -177,7 +181,9 @@ def encode_prompt(
     answer_prefix: str = "",
 ) -> tuple[int, ...]:
     """Return the ids of a conversation up to where its next answer goes on."""
-    return ChatEncoder(tokenizer, image_token_id=image_token_id).prompt(turns, num_image_tokens, answer_prefix)
+    return ChatEncoder(tokenizer, image_token_id=image_token_id).prompt(
+        turns, num_image_tokens, answer_prefix
+    )
 
 
 def cut(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded | None:

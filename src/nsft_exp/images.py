@@ -1,4 +1,4 @@
-"""Image files to RGB pictures, and pictures to the square arrays that a CLIP tower reads. PIL and NumPy only."""
+"""Image files to RGB pictures, and those to the square arrays that a CLIP tower reads. PIL and NumPy."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ def open_image(path: str | Path, exif: str = "apply") -> Image.Image:
             raise UserError(f"{path}: the image file is empty; fetch it again")
         return to_rgb(_decoded(path, exif))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such image; check the record's image and the image root") from None
+        raise UserError(
+            f"{path}: there is no such image; check the record's image and the image root"
+        ) from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: this is not an image in a known format; replace it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: the image is too large to be opened safely ({error}); scale it down") from None
+        raise UserError(
+            f"{path}: the image is too large to be opened safely ({error}); scale it down"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path}: the image cannot be decoded ({error}); fetch it again") from None
 
@@ -87,9 +91,9 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = MEAN_COLOUR
 class Preprocessing:
     """How a picture becomes the vision tower's input of `size` x `size` pixels.
 
-    `pad` makes it square with the mean colour, as LLaVA was trained and scored; `crop` cuts the centre, as the
-    hub's LLaVA-1.5 processor does. Then bicubic resizing by PIL, and CLIP's mean and standard deviation. The
-    arrays equal those of transformers' PIL image processors.
+    `pad` makes it square with the mean colour, as LLaVA was trained and scored; `crop` cuts the centre, as
+    the hub's LLaVA-1.5 processor does. Then bicubic resizing by PIL, and CLIP's mean and standard deviation.
+    The arrays equal those of transformers' PIL image processors.
     """
 
     size: int
@@ -119,7 +123,7 @@ class Preprocessing:
         short = min(width, height)
         if short == self.size:
             return image
-        target = tuple(int(self.size * side / short) for side in (width, height))
+        target = (int(self.size * width / short), int(self.size * height / short))
         return image.resize(target, Image.Resampling.BICUBIC)
 
     def _cropped(self, image: Image.Image) -> Image.Image:

@@ -114,14 +114,21 @@ class Benchmark(Protocol):
     """One test: questions, the official scoring rule, and metrics as functions of summed counts."""
 
     name: str
-    protocol: str
-    """Names the scoring rule and data version; stored with every score."""
+
+    @property
+    def protocol(self) -> str:
+        """Names the scoring rule and data version; stored with every score."""
 
     def requests(self) -> list[Request]:
         """All questions, in a stable order."""
 
     def score(self, request: Request, reply: Reply) -> ItemScore | None:
-        """The official rule on one answer; None: it cannot be scored (counted, never 0)."""
+        """The official rule on one answer; None: it cannot be scored (counted, never 0).
+
+        Where a metric needs several answers together (pairs of questions, rotated options), a benchmark
+        also has `combine(scores) -> scores`: given all scores of a set, it adds the counts of the groups
+        that are whole. It is called once, before anything is summed.
+        """
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics from summed counts. Values may be numbers or arrays (bootstrap replicates):

@@ -1,8 +1,8 @@
 """The one training loop, as a LightningModule: counts the weights of a global batch, then steps once on it.
 
-One "batch" of the loader is a whole global batch, cut into micro-batches. Each loss term is divided by its weight
-over the global batch, counted from the data before the first forward pass, so that the result does not depend
-on the cut. Lightning's global step is the optimizer step.
+One "batch" of the loader is a whole global batch, cut into micro-batches. Each loss term is divided by its
+weight over the global batch, counted from the data before the first forward pass, so that the result does not
+depend on the cut. Lightning's global step is the optimizer step.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TokenTraining(L.LightningModule):
     """Trains the trainable weights of `loaded.model` by a method's loss.
 
     `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
-    validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that the
-    reference makes the same image features as the policy.
+    validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that
+    the reference makes the same image features as the policy.
     """
 
     def __init__(
@@ -80,9 +80,11 @@ class TokenTraining(L.LightningModule):
             {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
         betas = (self.recipe.betas[0], self.recipe.betas[1])
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.recipe.rate(0, 1), betas=betas, fused=True)
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.recipe.rate(0, 1), betas=betas, fused=True
+        )
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights only: the base model is never in a checkpoint."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
@@ -99,7 +101,12 @@ class TokenTraining(L.LightningModule):
         norm = self._update(step)
         step += 1
         if step % self.log_every == 0 or step == self.num_steps:
-            row = {"step": step, **means(totals), "grad_norm": float(norm), "lr": self.recipe.rate(step - 1, self.num_steps)}
+            row = {
+                "step": step,
+                **means(totals),
+                "grad_norm": float(norm),
+                "lr": self.recipe.rate(step - 1, self.num_steps),
+            }
             self.record(row | counts(batches))
             self.record_time(times(step, batches, time.perf_counter() - started, self.device))
         if self.validate_every and (step % self.validate_every == 0 or step == self.num_steps):
@@ -133,7 +140,9 @@ class TokenTraining(L.LightningModule):
             return TokenScores(logp, batch.weight, batch.role, batch.example), None
         if needs.reference == "logp":
             assert self.pi_ref is not None
-            return TokenScores(logp, batch.weight, batch.role, batch.example), self.pi_ref.scores(batch, shared)
+            return TokenScores(logp, batch.weight, batch.role, batch.example), self.pi_ref.scores(
+                batch, shared
+            )
         assert isinstance(self.pi_ref, Live)
         other, ref_head = self.pi_ref.hidden(batch, shared), self.pi_ref.loaded.model.lm_head
         kl = losses.token_kl(hidden, head, other, ref_head, batch.where, needs.direction)
@@ -165,12 +174,14 @@ class TokenTraining(L.LightningModule):
                 policy, reference = self._scores(batch.to(self.device))
                 add(totals, self.method.loss(policy, reference), policy, reference)
             if totals:
-                self.record({"step": step} | {f"validation/{name}": value for name, value in means(totals).items()})
+                self.record(
+                    {"step": step} | {f"validation/{name}": value for name, value in means(totals).items()}
+                )
             self.look(step)
 
 
 def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
-    """Return each loss term's weight over a global batch, from roles and weights alone (before any forward)."""
+    """Return each loss term's weight over a global batch, from roles and weights alone."""
     weights: dict[str, float] = defaultdict(float)
     for batch in batches:
         zeros = torch.zeros_like(batch.weight)
@@ -250,5 +261,6 @@ def telling_out_of_memory(examples: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory with {examples} examples at once; lower trainer.micro_batch (the result stays the same)"
+            f"out of memory with {examples} examples at once; lower trainer.micro_batch "
+            "(the result stays the same)"
         ) from error

@@ -27,9 +27,9 @@ Head = Callable[[Tensor], Tensor]
 class TokenScores:
     """Log-probabilities of a micro-batch's tokens under one model.
 
-    `logp[b, t]` is log p(token t | tokens before t) in float32, 0 where the token is not supervised. `example[b]`
-    numbers the micro-batch's examples from 0 (the sequences of one example share a number). `kl[b, t]` is the
-    divergence between reference and policy at that token, where a loss asked for it.
+    `logp[b, t]` is log p(token t | tokens before t) in float32, 0 where the token is not supervised.
+    `example[b]` numbers the micro-batch's examples from 0 (the sequences of one example share a number).
+    `kl[b, t]` is the divergence between reference and policy at that token, where a loss asked for it.
     """
 
     logp: Tensor
@@ -44,7 +44,9 @@ class TokenScores:
         return int(self.example.max()) + 1 if len(self.example) else 0
 
 
-def token_logps(hidden_BTH: Tensor, head: Head, ids_BT: Tensor, where_BT: Tensor, chunk: int = 8192) -> Tensor:
+def token_logps(
+    hidden_BTH: Tensor, head: Head, ids_BT: Tensor, where_BT: Tensor, chunk: int = 8192
+) -> Tensor:
     """Return logp_BT of the tokens where `where_BT` (never the first of a row), and 0 elsewhere.
 
     Logits are made for these tokens only, `chunk` at a time, and their log-softmax is taken in float32. With
@@ -52,7 +54,9 @@ def token_logps(hidden_BTH: Tensor, head: Head, ids_BT: Tensor, where_BT: Tensor
     """
     hidden_NH, targets_N = _select(hidden_BTH, where_BT), ids_BT[:, 1:][where_BT[:, 1:]]
     parts = [
-        _maybe_again(lambda h, t: -F.cross_entropy(head(h).float(), t, reduction="none"), chunk < len(targets_N), h, t)
+        _maybe_again(
+            lambda h, t: -F.cross_entropy(head(h).float(), t, reduction="none"), chunk < len(targets_N), h, t
+        )
         for h, t in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
     ]
     return _scatter(torch.cat(parts), where_BT)
@@ -69,7 +73,8 @@ def token_kl(
 ) -> Tensor:
     """Return the exact kl_BT between the two models' next-token distributions at the tokens `where_BT`.
 
-    `forward` is KL(reference || policy), `reverse` KL(policy || reference), in nats, over the whole vocabulary.
+    `forward` is KL(reference || policy), `reverse` KL(policy || reference), in nats, over the whole
+    vocabulary.
     """
     policy_NH, reference_NH = _select(policy_BTH, where_BT), _select(reference_BTH, where_BT)
 
@@ -121,7 +126,7 @@ def sft(scores: TokenScores, *roles: str) -> Term:
 
 
 def sft_per_example(scores: TokenScores, *roles: str) -> Term:
-    """Return (sum over examples of their mean negative log-likelihood, number of examples with such tokens)."""
+    """Return (sum over examples of their mean negative log-likelihood, examples with such tokens)."""
     weight_BT = _weight(scores, roles)
     sums_E = by_example(-(scores.logp * weight_BT).sum(1), scores)
     weights_E = by_example(weight_BT.sum(1), scores)
@@ -132,7 +137,9 @@ def sft_per_example(scores: TokenScores, *roles: str) -> Term:
 def mean_kl(scores: TokenScores) -> Term:
     """Return (summed weighted divergence, summed weight) of all supervised tokens."""
     if scores.kl is None:
-        raise ValueError("these scores hold no divergence: the method's needs.reference must be 'distribution'")
+        raise ValueError(
+            "these scores hold no divergence: the method's needs.reference must be 'distribution'"
+        )
     weight_BT = scores.weight * (scores.role != PROMPT)
     return (scores.kl * weight_BT).sum(), weight_BT.sum()
 
@@ -143,7 +150,7 @@ def answer_logps(scores: TokenScores, *roles: str) -> Tensor:
 
 
 def margins(policy: TokenScores, reference: TokenScores) -> Tensor:
-    """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (PAPER.md, section 2)."""
+    """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (PAPER.md, 2)."""
     chosen_E = answer_logps(policy, "chosen") - answer_logps(reference, "chosen")
     rejected_E = answer_logps(policy, "rejected") - answer_logps(reference, "rejected")
     return chosen_E - rejected_E

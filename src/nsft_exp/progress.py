@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StepBar(L.Callback):
-    """Shows optimizer steps done, the time left and the last loss; draws nothing where there is no terminal."""
+    """Shows the optimizer steps done and the time left; draws nothing where there is no terminal."""
 
     def __init__(self, total: int) -> None:
         self.total = total

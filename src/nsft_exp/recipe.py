@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from nsft_exp.records import UserError
 
 LANGUAGE_LINEARS = r"model\.language_model\..*\.(?:q|k|v|o|gate|up|down)_proj"
-"""LLaVA's LoRA targets, kept off the vision tower, whose layers have the same last names (CHECKPOINTS.md, 8)."""
+"""LLaVA's LoRA targets, kept off the vision tower, whose layers are named alike (CHECKPOINTS.md, 8)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What decides the result of a training, besides method and data.
 
-    `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The rate
-    rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear` to 0,
-    `constant`). Gradients are clipped at the norm `clip_norm` (0: never). `max_length` tokens a conversation.
+    `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The
+    rate rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear`
+    to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never). `max_length` tokens a
+    conversation.
     """
 
     name: str
@@ -56,8 +57,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Which weights are trained: `lora` adapters on the modules whose whole name matches the regular expression
-    `targets`; `full`: the language model; `scratch`: everything. `train_projector` adds the projector, in full.
+    """Which weights are trained.
+
+    `lora`: adapters on the modules whose whole name matches the regular expression `targets`; `full`: the
+    language model; `scratch`: everything. `train_projector` adds the projector, in full.
     """
 
     kind: str = "lora"
@@ -73,10 +76,10 @@ class Tuning:
 class TrainerOptions:
     """What the machine does; no result depends on it beyond rounding.
 
-    `micro_batch` examples are run at once. `precision` None follows the model's type: 32-true for float32, else
-    bf16-mixed. `reference` is how the reference is had: `adapter_off`, `cached`, `copy`, or `auto`.
-    `held_out` samples are kept from training for the validation loss, every `validate_every` steps (0: never),
-    with `sample_answers` answers to look at. `threads` of the CPU (None: as torch chooses).
+    `micro_batch` examples are run at once. `precision` None follows the model's type: 32-true for float32,
+    else bf16-mixed. `reference` is how the reference is had: `adapter_off`, `cached`, `copy`, or `auto`.
+    `held_out` samples are kept from training for the validation loss, every `validate_every` steps (0:
+    never), with `sample_answers` answers to look at. `threads` of the CPU (None: as torch chooses).
     """
 
     accelerator: str = "auto"
@@ -102,7 +105,9 @@ class TrainerOptions:
         for field in ("micro_batch", "log_every", "checkpoint_every"):
             _positive(f"trainer.{field}", getattr(self, field))
         if self.devices != 1 or self.num_nodes != 1:
-            raise UserError("trainer.devices and trainer.num_nodes must be 1: training on several is not there yet")
+            raise UserError(
+                "trainer.devices and trainer.num_nodes must be 1: training on several is not there yet"
+            )
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """The reference model pi_ref, had in one of three ways that give the same numbers.
 
-`adapter_off` is the policy with its LoRA and its trained projector switched off; `cached` are log-probabilities
-computed once and kept on disk; `copy` is a second model in memory.
+`adapter_off` is the policy with its LoRA and its trained projector switched off; `cached` are
+log-probabilities computed once and kept on disk; `copy` is a second model in memory.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Cached:
     def scores(self, batch: Batch, features: Tensor | None) -> TokenScores:
         """Look the micro-batch's tokens up."""
         counts = batch.where.sum(1).tolist()
-        parts = [self.logps[self.starts[key] :][:count] for key, count in zip(batch.keys, counts, strict=True)]
+        parts = [
+            self.logps[self.starts[key] :][:count] for key, count in zip(batch.keys, counts, strict=True)
+        ]
         logp = torch.zeros(batch.ids.shape, device=batch.ids.device)
         logp = logp.masked_scatter(batch.where, torch.cat(parts).to(logp.device))
         return TokenScores(logp, batch.weight, batch.role, batch.example)
@@ -84,7 +86,7 @@ def token_scores(loaded: LoadedHF, batch: Batch, features: Tensor | None = None)
 
 
 def row_features(loaded: LoadedHF, batch: Batch, features: Tensor | None = None) -> Tensor | None:
-    """The image features of the rows that have an image [M, n, H]; `features` [U, n, H] where known already."""
+    """The image features [M, n, H] of the rows that have an image; `features` [U, n, H] if known already."""
     if batch.pixels is None:
         return None
     return (loaded.features(batch.pixels) if features is None else features)[batch.image_rows]
@@ -128,7 +130,9 @@ def _compute(
                 logp = token_scores(loaded, batch).logp.float().cpu()
             where = batch.where.cpu()
             found |= {key: logp[row][where[row]] for row, key in enumerate(batch.keys)}
-    return torch.cat([found[n, k] for n, example in enumerate(examples) for k in range(len(example.conversations))])
+    return torch.cat(
+        [found[n, k] for n, example in enumerate(examples) for k in range(len(example.conversations))]
+    )
 
 
 @contextmanager
@@ -143,7 +147,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def fingerprint(loaded: LoadedHF, examples: Sequence[EncodedExample]) -> str:
-    """Return a hash of the model's weights, its preprocessing, and the examples with their images' content."""
+    """Return a hash of the model's weights, its preprocessing, and the examples with their images."""
     total = hashlib.sha256(f"{loaded.preprocessing} {loaded.exif} {loaded.num_image_tokens}".encode())
     for name, value in loaded.model.state_dict().items():
         total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -239,31 +239,35 @@ def score_answers(
 
     A request without an answer, or whose answer has no score, is counted and left out of the metrics.
     """
+    scores = {r.id: benchmark.score(r, answers[r.id]) for r in requests if r.id in answers}
+    scored = [score for score in scores.values() if score]
+    if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
+        scored = benchmark.combine(scored)
+        scores |= {score.id: score for score in scored}
     (folder.path / "records.jsonl").unlink(missing_ok=True)
-    totals: Counter[str] = Counter()
-    ranked: list[ItemScore] = []
-    counts: Counter[str] = Counter()
     with folder.appending() as append:
         for request in requests:
-            reply = answers.get(request.id)
-            score = benchmark.score(request, reply) if reply else None
-            append(_item_row(request, reply, score))
-            counts["unanswered" if reply is None else "unscored" if score is None else "scored"] += 1
-            if score:
-                totals.update(score.counts)
-                counts["unparseable"] += score.unparseable
-                counts["cut"] += reply.finish == "length" if reply else 0
-                ranked.append(score)
+            append(_item_row(request, answers.get(request.id), scores.get(request.id)))
+    totals: Counter[str] = Counter()
+    for score in scored:
+        totals.update(score.counts)
+    counts = {
+        "scored": len(scored),
+        "unscored": len(scores) - len(scored),
+        "unanswered": len(requests) - len(scores),
+        "unparseable": sum(score.unparseable for score in scored),
+        "cut": sum(reply.finish == "length" for reply in answers.values()),
+    }
     from nsft_exp.statistics import rank_metrics
 
-    metrics = {**benchmark.metrics(totals), **rank_metrics(ranked)}
+    metrics = {**benchmark.metrics(totals), **rank_metrics(scored)}
     return {
         "benchmark": benchmark.name,
         "protocol": benchmark.protocol,
         "n": len(requests),
-        "counts": dict(sorted(counts.items())),
+        "counts": counts,
         "complete": counts["scored"] == len(requests),
-        "metrics": {name: None if value != value else float(value) for name, value in metrics.items()},
+        "metrics": {name: None if value is None or value != value else float(value) for name, value in metrics.items()},
         "summed": {name: float(value) for name, value in sorted(totals.items())},
     }
 

@@ -6,12 +6,10 @@ killed: the same metrics file and the same weights, byte for byte on the same ma
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,10 +17,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from nsft_exp.batching import Batch, EncodedExample, GlobalBatches, collate, encode_examples, global_batches, micro_batches
+from nsft_exp.batching import (
+    Batch,
+    EncodedExample,
+    GlobalBatches,
+    collate,
+    encode_examples,
+    global_batches,
+    micro_batches,
+)
+from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles
 from nsft_exp.conversation import PROMPT
 from nsft_exp.interfaces import VLM, Method
 from nsft_exp.lit import TokenTraining, peak_memory
@@ -140,7 +146,9 @@ def _prepare(
     train, counts = encode_examples(examples, loaded.chat, loaded.num_image_tokens, limit)
     held, _ = encode_examples(validation, loaded.chat, loaded.num_image_tokens, limit)
     if not train:
-        raise UserError(f"no example fits within {limit} tokens ({counts['dropped']} dropped); raise recipe.max_length")
+        raise UserError(
+            f"no example fits within {limit} tokens ({counts['dropped']} dropped); raise recipe.max_length"
+        )
     precision = trainer.precision or ("32-true" if loaded.model.dtype == torch.float32 else "bf16-mixed")
     size = loaded.preprocessing.size
     pixels = lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // (12 * size * size)))(loaded.pixels)
@@ -175,15 +183,17 @@ def _device(trainer: TrainerOptions) -> torch.device:
 def reference_mode(needs: str, tuning: Tuning, asked: str) -> str:
     """Return how the reference is had: `none`, `adapter_off`, `cached` or `copy`.
 
-    `auto` switches adapters off where there are any; else it caches log-probabilities, or copies the model for a
-    distribution. Raises UserError for a way that cannot work.
+    `auto` switches adapters off where there are any; else it caches log-probabilities, or copies the model
+    for a distribution. Raises UserError for a way that cannot work.
     """
     if needs == "nothing":
         return "none"
     if asked == "auto":
         return "adapter_off" if tuning.kind == "lora" else "cached" if needs == "logp" else "copy"
     if asked == "adapter_off" and tuning.kind != "lora":
-        raise UserError(f"trainer.reference=adapter_off needs tuning=lora, not {tuning.kind}; take cached or copy")
+        raise UserError(
+            f"trainer.reference=adapter_off needs tuning=lora, not {tuning.kind}; take cached or copy"
+        )
     if asked == "cached" and needs == "distribution":
         raise UserError(
             "trainer.reference=cached keeps no distributions, which the KL needs; take adapter_off or copy"
@@ -241,9 +251,11 @@ def _with_lora(job: Job) -> PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         try:
-            return get_peft_model(job.loaded.model, config)  # type: ignore[return-value]
+            return get_peft_model(job.loaded.model, config)
         except ValueError as error:
-            raise UserError(f"tuning.targets={tuning.targets}: no module has such a name ({error})") from error
+            raise UserError(
+                f"tuning.targets={tuning.targets}: no module has such a name ({error})"
+            ) from error
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -296,91 +308,18 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         callbacks=callbacks,
     )
     loader = GlobalBatches(
-        job.examples, job.steps, job.trainer.micro_batch, job.pixels, job.loaded.pad_id, job.trainer.num_workers
+        job.examples,
+        job.steps,
+        job.trainer.micro_batch,
+        job.pixels,
+        job.loaded.pad_id,
+        job.trainer.num_workers,
     )
-    trainer.fit(module, train_dataloaders=loader, ckpt_path=files.checkpoint if done else None, weights_only=True)
+    trainer.fit(
+        module, train_dataloaders=loader, ckpt_path=files.checkpoint if done else None, weights_only=True
+    )
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-class Checkpoints(L.Callback):
-    """Writes the checkpoint every `every` optimizer steps and at the last."""
-
-    def __init__(self, path: Path, every: int, last: int) -> None:
-        self.path, self.every, self.last = path, every, last
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save: trainable weights, optimizer, loops, the loader's position."""
-        if trainer.global_step % self.every == 0 or trainer.global_step == self.last:
-            trainer.save_checkpoint(self.path)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are either the old one or the new one, whatever moment the process is killed at."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the file, then rename."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = target.with_suffix(".partial")
-        with partial_path.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_path, target)
-
-
-class RunFiles:
-    """The files of a training: metrics, times, sample answers, checkpoint."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.metrics = Rows(folder / "metrics.jsonl")
-        self.times = Rows(folder / "times.jsonl")
-        self.samples = Rows(folder / "samples.jsonl")
-        self.checkpoint = folder / "checkpoint" / "last.ckpt"
-
-    def read_checkpoint(self) -> dict[str, Any]:
-        """The checkpoint's content; plain tensors and values only."""
-        content: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        return content
-
-    def resume_step(self) -> int:
-        """How many optimizer steps the checkpoint has behind it; 0 without one."""
-        return int(self.read_checkpoint()["global_step"]) if self.checkpoint.exists() else 0
-
-    def cut_after(self, step: int) -> None:
-        """Take off the rows of steps that a resumed run will do again."""
-        for rows in (self.metrics, self.times, self.samples):
-            rows.cut_after(step)
-
-
-class Rows:
-    """A JSON-lines file of rows with a `step`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row at the end."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole rows (a killed process may have left half of one at the end)."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text("utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
-
-    def cut_after(self, step: int) -> None:
-        """Keep the rows up to a step."""
-        kept = [row for row in self.read() if row["step"] <= step]
-        if not self.path.exists():
-            return
-        partial_path = self.path.with_suffix(".partial")
-        partial_path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
-        os.replace(partial_path, self.path)
 
 
 # --- afterwards ------------------------------------------------------------------------------------
@@ -398,7 +337,9 @@ def _question(example: Example) -> Request:
     conversation = example.conversations[0]
     answers = (n for n, turn in enumerate(conversation.turns) if n % 2 and turn.role != ROLES[PROMPT])
     turns = conversation.turns[: next(answers)]
-    return Request(example.id, conversation.image, turns, conversation.view, decoding=Decoding(max_new_tokens=128))
+    return Request(
+        example.id, conversation.image, turns, conversation.view, decoding=Decoding(max_new_tokens=128)
+    )
 
 
 def _save(job: Job, peft: PeftModel | None, folder: Path) -> None:
@@ -406,20 +347,12 @@ def _save(job: Job, peft: PeftModel | None, folder: Path) -> None:
     if peft is None:
         replace_folder(folder / "model", job.loaded.save)
     else:
-        peft.eval()
-        with _no_model_card():
-            replace_folder(folder / "adapter", lambda path: peft.save_pretrained(str(path)))
+        replace_folder(folder / "adapter", partial(_save_adapter, peft))
 
 
-@contextmanager
-def _no_model_card() -> Iterator[None]:
-    """PEFT writes a README with nothing of ours in it; leave it out."""
-    original = PeftModel.create_or_update_model_card
-    PeftModel.create_or_update_model_card = lambda self, folder: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        PeftModel.create_or_update_model_card = original  # type: ignore[method-assign]
+def _save_adapter(peft: PeftModel, folder: Path) -> None:
+    peft.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def _summary(job: Job, reference: Reference | None, files: RunFiles) -> dict[str, Any]:

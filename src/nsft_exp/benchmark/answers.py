@@ -1,9 +1,8 @@
-"""Scoring answer files made elsewhere: LLaVA's answer lines, read, matched to questions and summed up.
+"""Scoring answer files made elsewhere: LLaVA's answer lines and official results files, read and summed up.
 
-A line is `{"question_id", "prompt", "text", ...}` (LLaVA's `model_vqa_loader.py` and its siblings write
-it). Which lines count, and what a missing, repeated or unknown id does, is each official program's own
-rule; a benchmark's `score_answers` follows it and reports the ids, so a partial file is never taken for a
-whole one.
+LLaVA's line is `{"question_id", "prompt", "text", ...}`. Which lines count, and what a missing, repeated or
+unknown id does, is each official program's own rule; a benchmark's `score_answers` follows it and reports
+the ids, so a partial file is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ from typing import Any, Protocol
 from nsft_exp.benchmark.reading import need, read_json, read_json_lines, read_text
 from nsft_exp.records import ItemScore, Metric, UserError
 
+KEYS = (
+    ("question_id", "text"),  # LLaVA
+    ("question_id", "answer"),  # VQAv2's results
+    ("questionId", "prediction"),  # GQA's predictions
+    ("image_id", "caption"),  # CHAIR
+)
+
 
 @dataclass(frozen=True)
 class AnswerLine:
@@ -29,6 +35,7 @@ class AnswerLine:
     text: str
     prompt: str = ""
     row: dict[str, Any] = field(default_factory=dict)
+    """The whole object, whose keys tell the format."""
 
 
 @dataclass
@@ -72,34 +79,33 @@ class ScoresAnswers(Protocol):
         """How each metric is shown."""
 
 
-def read_answer_lines(path: Path, id_key: str = "question_id", text_key: str = "text") -> list[AnswerLine]:
-    """Return the answers of a LLaVA answer file; UserError naming the first malformed line."""
-    return _answer_lines(path, read_json_lines(path), id_key, text_key, "line")
+def read_answers(path: Path) -> list[AnswerLine]:
+    """Return the answers of a file; UserError naming the first malformed line or record.
+
+    Read are JSON lines and one JSON list, with the id and the text under any pair of KEYS (told by the
+    first row), and the original CHAIR's {"imgToEval": {key: {image_id, caption}}}.
+    """
+    start = read_text(path).lstrip()[:1_000_000]
+    if start.startswith("["):
+        rows, unit = read_json(path), "record"
+    elif '"imgToEval"' in start:
+        rows, unit = list(need(read_json(path), "imgToEval", dict, str(path)).values()), "record"
+    else:
+        rows, unit = read_json_lines(path), "line"
+    if not rows:
+        raise UserError(f"{path}: no answers; give the file that holds them")
+    first = rows[0] if isinstance(rows[0], dict) else {}
+    keys = next((pair for pair in KEYS if all(key in first for key in pair)), KEYS[0])
+    place = f"{path}: {unit}"
+    return [_answer_line(row, *keys, f"{place} {number}") for number, row in enumerate(rows, 1)]
 
 
-def read_results(path: Path, id_key: str = "question_id", text_key: str = "answer") -> list[AnswerLine]:
-    """Return the answers of a results JSON (a list of objects); UserError naming the first bad record."""
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: not a JSON list of {{`{id_key}`, `{text_key}`}}; give the results file")
-    return _answer_lines(path, rows, id_key, text_key, "record")
-
-
-def is_json_list(path: Path) -> bool:
-    """Return whether a file holds one JSON list (a results file), not a JSON object a line."""
-    return read_text(path).lstrip()[:1] == "["
-
-
-def _answer_lines(path: Path, rows: list[Any], id_key: str, text_key: str, unit: str) -> list[AnswerLine]:
-    lines = []
-    for number, row in enumerate(rows, 1):
-        where = f"{path}: {unit} {number}"
-        text = need(row, text_key, str, where)
-        prompt = row.get("prompt", "")
-        if not isinstance(prompt, str):
-            raise UserError(f"{where}: field `prompt` is not text; mend the file")
-        lines.append(AnswerLine(where, need(row, id_key, (str, int), where), text, prompt, row))
-    return lines
+def _answer_line(row: Any, id_key: str, text_key: str, where: str) -> AnswerLine:
+    text = need(row, text_key, str, where)
+    prompt = row.get("prompt") or ""
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: field `prompt` is not text; mend the file")
+    return AnswerLine(where, need(row, id_key, (str, int), where), text, prompt, row)
 
 
 def repeated(ids: Iterable[Hashable]) -> list[Any]:

@@ -18,15 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nsft_exp.benchmark.answers import (
-    AnswerLine,
-    ScoredAnswers,
-    absent,
-    is_json_list,
-    read_answer_lines,
-    read_results,
-    repeated,
-)
+from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
 from nsft_exp.benchmark.caption_words import object_words, read_synonyms
 from nsft_exp.benchmark.counting import get, percent, ratio
 from nsft_exp.benchmark.reading import (
@@ -36,7 +28,6 @@ from nsft_exp.benchmark.reading import (
     need,
     prepare,
     read_json,
-    read_json_lines,
     read_text,
 )
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
@@ -259,33 +250,6 @@ class Coco:
             where = f"{path}: annotation {k}"
             image, caption = need(row, "image_id", int, where), need(row, "caption", str, where)
             self._captions.setdefault(image, []).append(caption)
-
-
-def read_captions(path: Path) -> list[AnswerLine]:
-    """Return captions from JSON lines or a JSON list of {image_id, caption} or LLaVA's {question_id, text}.
-
-    The original's own form {"imgToEval": {key: {image_id, caption}}} is read as well.
-    """
-    if is_json_list(path):
-        rows = read_json(path)
-        keys = _keys(rows[0] if rows else {})
-        return read_results(path, *keys)
-    if '"imgToEval"' in read_text(path)[:1_000_000]:
-        rows = list(need(read_json(path), "imgToEval", dict, str(path)).values())
-        return [
-            AnswerLine(
-                f"{path}: record {k}",
-                need(row, "image_id", int, f"{path}: record {k}"),
-                need(row, "caption", str, f"{path}: record {k}"),
-            )
-            for k, row in enumerate(rows, 1)
-        ]
-    return read_answer_lines(path, *_keys(read_json_lines(path)[0]))
-
-
-def _keys(row: Any) -> tuple[str, str]:
-    is_llava = isinstance(row, dict) and "question_id" in row and "image_id" not in row
-    return ("question_id", "text") if is_llava else ("image_id", "caption")
 
 
 def _read_list(path: Path) -> list[int | str]:

@@ -127,13 +127,17 @@ class Gqa:
         ]
 
     def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
-        """Score LLaVA's answer lines by its converter and GQA's eval.py.
+        """Score LLaVA's answer lines by its converter, or GQA's predictions, by GQA's eval.py.
 
         The last line of an id counts, ids that the file lacks are passed over, and a balanced question
         without an answer stops the program. `distribution` is the chi-square of answers by global group.
         """
         items = self.items()
-        said = {str(line.id): read_answer(line.text) for line in lines if isinstance(line.id, str)}
+        said = {
+            line.id: line.text if "prediction" in line.row else read_answer(line.text)
+            for line in lines
+            if isinstance(line.id, str)
+        }
         given = [line.id for line in lines]
         missing = absent(items, said)
         if missing:

@@ -207,9 +207,9 @@ class Pope:
 
     def _read_labels(self, split: str) -> list[dict[str, Any]]:
         path = self._label_file(split)
-        rows = read_json_lines(path)
+        rows, place = read_json_lines(path), str(path)
         for number, row in enumerate(rows, 1):
-            where = f"{path}: line {number}"
+            where = f"{place}: line {number}"
             need(row, "image", str, where)
             need(row, "text", str, where)
             if need(row, "label", str, where) not in ("yes", "no"):
@@ -219,8 +219,9 @@ class Pope:
     def _join(self, labels: Mapping[str, list[dict[str, Any]]]) -> dict[str, PopeItem]:
         """LLaVA's questions with POPE's labels, line by line; both must be of one release."""
         asked: dict[str, list[tuple[int, dict[str, Any]]]] = {split: [] for split in FIRST_ID}
+        place = str(self._question_file)
         for number, row in enumerate(read_json_lines(self._question_file), 1):
-            where = f"{self._question_file}: line {number}"
+            where = f"{place}: line {number}"
             for key, kind in (("question_id", int), ("image", str), ("text", str), ("category", str)):
                 need(row, key, kind, where)
             if row["category"] not in asked:

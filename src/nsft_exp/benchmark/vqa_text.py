@@ -1,4 +1,4 @@
-"""Answer normal forms of TextVQA (EvalAI's, in mmf's m4c evaluator) and VQAv2 (vqaEval.py), and soft accuracy.
+"""Answers' normal forms in TextVQA (EvalAI's, from mmf's m4c evaluator) and VQAv2 (vqaEval.py).
 
 Both are kept with their slips: at most 32 full stops go, contractions with a capital never match, and
 the text is judged by its marks before any of them is replaced.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DOT = re.compile(r"\.(?!\d)")
 _MAX_DOTS = 32  # re.UNICODE stands where re.sub takes its count
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -28,26 +29,28 @@ def _without_one_apostrophe(form: str) -> list[str]:
     return [form[:k] + form[k + 1 :] for k, char in enumerate(form) if char == "'"]
 
 
-_FORMS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
-    he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't
-    must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
-    somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
-    something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas
-    wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've
-    who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
-    you'd've you'll you're you've"""
+_FORMS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+    haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+    mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
+    shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's
+    something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
+    they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
+    where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"""
 _CONTRACTIONS = {slip: form for form in _FORMS.split() for slip in _without_one_apostrophe(form)}
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
+@lru_cache(maxsize=1 << 17)
 def normalise_m4c(text: str) -> str:
     """Return the EvalAI/m4c normal form of an answer (TextVQA; LLaVA's VQAv2 upload)."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _digits_and_articles(_punctuation(_blanks(text)))
 
 
+@lru_cache(maxsize=1 << 17)
 def normalise_vqa(text: str) -> str:
-    """Return VQAv2's normal form of an answer that has been through `blanks`."""
+    """Return VQAv2's normal form of an answer without tabs, line ends and outer blanks."""
     return _digits_and_articles(_punctuation(text))
 
 

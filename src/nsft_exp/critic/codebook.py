@@ -48,5 +48,7 @@ def _category(name: str, fields: Mapping[str, str]) -> Category:
     if set(fields) != {"level", "meaning", "example"}:
         raise UserError(f"codebook: category {name}: has {sorted(fields)}; give level, meaning and example")
     if fields["level"] not in LEVELS:
-        raise UserError(f"codebook: category {name}: level {fields['level']!r}; use one of {', '.join(LEVELS)}")
+        raise UserError(
+            f"codebook: category {name}: level {fields['level']!r}; use one of {', '.join(LEVELS)}"
+        )
     return Category(name, fields["level"], fields["meaning"], fields["example"])

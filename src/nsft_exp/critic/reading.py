@@ -10,18 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import yaml
+from nsft_exp.critic.lexicon import OBJECT, Lexicon, with_article
 
-from nsft_exp.records import UserError
-
-PARTS = ("categories", "scenes", "colors", "sizes", "places", "relations", "inverse", "counts", "glyphs", "questions")
 USES = ("test", "source", "correction", "open_correction")
-SIGN = "sign"
-OBJECT = "object"
-"""The noun of a count of everything."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _YES_NO = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
@@ -35,14 +27,15 @@ class Claim:
     """`existence color size position count total relation scene text`."""
     noun: str
     value: str
+    """What is said of it; for existence empty, or the color of what is denied (`there is no red cup`)."""
     start: int
     end: int
     holds: bool = True
     """False for a denial (`there is no cup`)."""
     other: str = ""
-    """The second noun of a relation."""
+    """The second noun of a relation; of existence `several` for a plural without a number."""
     mention: int = -1
-    """Where the noun phrase `a large red cup at the top left` starts that says it; -1: it is about `the cup`."""
+    """Where the noun phrase (`a large red cup`) starts that says it; -1: it is about `the cup`."""
 
 
 @dataclass(frozen=True)
@@ -61,65 +54,16 @@ class Question:
     slots: Mapping[str, str]
 
 
-class Lexicon:
-    """A vocabulary with the wordings of questions. The file is read on first use.
+class Reader:
+    """Reads questions and answers in the words of a lexicon."""
 
-    Raises UserError for a file that is missing, is no YAML or lacks a part (PARTS).
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @cached_property
-    def data(self) -> dict[str, Any]:
-        """The file's content."""
-        try:
-            data = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or "it is no YAML text"
-            raise UserError(f"{self.path}: cannot read the lexicon ({reason}); give critic.lexicon=<file>") from error
-        missing = [part for part in PARTS if not isinstance(data, dict) or part not in data]
-        if missing:
-            raise UserError(f"{self.path}: the lexicon has no {', '.join(missing)}; see toy/lexicon.yaml")
-        return data
-
-    @cached_property
-    def nouns(self) -> tuple[str, ...]:
-        """The categories: one noun each."""
-        return tuple(self.data["categories"])
-
-    @cached_property
-    def canonical(self) -> dict[str, str]:
-        """Every way to name a category (plural, synonym) -> its noun."""
-        names = {OBJECT: OBJECT, OBJECT + "s": OBJECT, SIGN: SIGN}
-        for noun, forms in self.data["categories"].items():
-            names |= dict.fromkeys((noun, forms["plural"], *forms.get("synonyms", ())), noun)
-        return names
-
-    def number(self, word: str) -> int | None:
-        """The number that a counting word or a digit says."""
-        words = self.data["counts"]
-        return words.index(word) if word in words else int(word) if word.isdigit() else None
-
-    def choices(self, kind: str) -> tuple[str, ...]:
-        """The values that a kind of claim can have."""
-        lists = {"color": "colors", "size": "sizes", "position": "places", "scene": "scenes", "text": "glyphs"}
-        return tuple(map(str, self.data[lists[kind]]))
-
-    def wordings(self, kind: str, use: str) -> tuple[str, ...]:
-        """The wordings of a kind of question in a use; none for a kind that the file lacks."""
-        return tuple(self.data["questions"].get(kind, {}).get(use) or ())
-
-    def sentence(self, kind: str, form: str) -> str | None:
-        """The sentence that answers a kind of question: form `affirm`, `deny` or `full`."""
-        return self.data["questions"].get(kind, {}).get(form)
-
-    # --- reading -----------------------------------------------------------------------------------
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
 
     def question(self, text: str) -> Question | None:
-        """Return what a question asks, or None for a wording that the file lacks. Only its first line counts."""
+        """Return what a question asks, or None for an unknown wording. Only its first line counts."""
         line = text.strip().split("\n")[0].strip()
-        please = str(self.data.get("please", "")).strip()
+        please = str(self.lexicon.data.get("please", "")).strip()
         line = line.removesuffix(please).strip() if please else line
         for kind, pattern in self._questions:
             match = pattern.fullmatch(line)
@@ -148,34 +92,34 @@ class Lexicon:
 
     def _proposition(self, asked: Question) -> str | None:
         """The sentence that a bare Yes to this question affirms."""
-        template = self.sentence(asked.kind, "affirm")
+        template = self.lexicon.sentence(asked.kind, "affirm")
         return _filled(template, asked.slots) if template else None
 
     def _spelled_out(self, asked: Question, answer: str) -> str | None:
         """The sentence that a word or phrase stands for as the answer to this question."""
-        full, word = self.sentence(asked.kind, "full"), answer.lower()
+        full, word = self.lexicon.sentence(asked.kind, "full"), answer.lower()
         words: dict[str, str] = {}
-        if asked.kind in ("count", "total") and self.number(word) is not None:
+        if asked.kind in ("count", "total") and self.lexicon.number(word) is not None:
             words = {"amount": f"{word} {asked.slots.get('plural', OBJECT + 's')}"}
-        elif asked.kind == "naming" and word.split(" ")[-1] in self.canonical:
+        elif asked.kind == "naming" and word.split(" ")[-1] in self.lexicon.canonical:
             words = {"a": with_article(word)}
         elif asked.kind == "text" and re.fullmatch(r"\w+", answer):
             words = {"glyph": answer}
-        elif asked.kind == "scene" and word in self.choices("scene"):
+        elif asked.kind == "scene" and word in self.lexicon.choices("scene"):
             words = {"a_scene": with_article(word)}
-        elif asked.kind in ("color", "size", "position") and word in self.choices(asked.kind):
+        elif asked.kind in ("color", "size", "position") and word in self.lexicon.choices(asked.kind):
             words = {"place" if asked.kind == "position" else asked.kind: word}
         return _filled(full, {**asked.slots, **words}) if full and words else None
 
     def _denied(self, claims: list[Claim]) -> list[Claim]:
-        """What a bare No says: the most specific of the claims does not hold; of a relation the inverse does."""
+        """What a bare No says: the most specific claim does not hold; of a relation the inverse does."""
         if not claims:
             return []
         last = claims[-1] if claims[-1].kind != "existence" else claims[0]
         if last.kind == "relation":
-            return [replace(last, value=self.data["inverse"][last.value])]
-        if last.mention >= 0 and last.kind == "color":  # "Is there a red cup?": there may be cups of other colors
-            return []
+            return [replace(last, value=self.lexicon.data["inverse"][last.value])]
+        if last.mention >= 0 and last.kind == "color":  # "a red cup": there may be cups of other colors
+            return [replace(last, kind="existence", holds=False)]
         return [replace(last, holds=False)]
 
     def _scan(self, text: str) -> tuple[Claim, ...]:
@@ -201,7 +145,7 @@ class Lexicon:
             (rf"{the} (?P<color>{word['color']})\b", self._described),
             (rf"{the} (?P<size>{word['size']})\b", self._described),
             (r"\b(?:an?|the) sign(?: that)? reads (?P<glyph>\w+)", self._lettered),
-            (rf"\bno (?P<noun>{word['noun']})\b", self._absent),
+            (rf"\bno {adjectives}(?P<noun>{word['noun']})\b", self._absent),
             (rf"\b(?P<count>{word['count']}) (?P<noun>{word['noun']}|{OBJECT}s?)\b", self._counted),
             (rf"\b(?:(?P<article>an?|the|another) )?{phrase}", self._mentioned),
             (rf"\b(?P<scene>{word['scene']})\b", self._placed),
@@ -210,9 +154,12 @@ class Lexicon:
 
     def _related(self, match: re.Match[str], _: int) -> Iterator[Claim]:
         noun, other = self._noun(match["noun"]), self._noun(match["other"])
-        yield from (Claim("existence", name, "", *match.span(part)) for name, part in ((noun, "noun"), (other, "other")))
+        yield from (
+            Claim("existence", name, "", *match.span(part))
+            for name, part in ((noun, "noun"), (other, "other"))
+        )
         relation = match["relation"].lower()
-        relation = self.data["inverse"][relation] if match["no"] else relation
+        relation = self.lexicon.data["inverse"][relation] if match["no"] else relation
         yield Claim("relation", noun, relation, match.start(), match.end(), other=other)
 
     def _described(self, match: re.Match[str], _: int) -> Iterator[Claim]:
@@ -230,19 +177,21 @@ class Lexicon:
         yield Claim("text", "", match["glyph"].upper(), *match.span("glyph"))
 
     def _absent(self, match: re.Match[str], _: int) -> Iterator[Claim]:
-        yield Claim("existence", self._noun(match["noun"]), "", match.start(), match.end(), holds=False)
+        color = (match["color"] or "").lower()
+        yield Claim("existence", self._noun(match["noun"]), color, match.start(), match.end(), holds=False)
 
     def _counted(self, match: re.Match[str], _: int) -> Iterator[Claim]:
-        noun, number = self._noun(match["noun"]), str(self.number(match["count"].lower()))
+        noun, number = self._noun(match["noun"]), str(self.lexicon.number(match["count"].lower()))
         kind = "total" if noun == OBJECT else "count"
         yield Claim(kind, "" if kind == "total" else noun, number, match.start(), match.end())
 
     def _mentioned(self, match: re.Match[str], place: int) -> Iterator[Claim]:
         noun = self._noun(match["noun"])
-        plural = match["noun"].lower() == self.data["categories"].get(noun, {}).get("plural")
+        plural = match["noun"].lower() == self.lexicon.data["categories"].get(noun, {}).get("plural")
         mention = -1 if plural or (match["article"] or "").lower() == "the" else place
         end = match.end("noun")
-        yield Claim("existence", noun, "", match.start(), end, mention=mention)
+        number = "several" if plural else ""
+        yield Claim("existence", noun, "", match.start(), end, other=number, mention=mention)
         if not plural:
             yield from self._qualities(match, noun, mention)
 
@@ -252,24 +201,32 @@ class Lexicon:
     # --- patterns ----------------------------------------------------------------------------------
 
     def _noun(self, name: str) -> str:
-        return self.canonical[name.lower()]
+        return self.lexicon.canonical[name.lower()]
 
     @cached_property
     def _words(self) -> dict[str, str]:
         """A pattern for every kind of word."""
-        data = self.data
-        nouns = [name for name, noun in self.canonical.items() if noun != OBJECT]
+        data = self.lexicon.data
+        nouns = [name for name, noun in self.lexicon.canonical.items() if noun != OBJECT]
         lists = {
             "noun": nouns, "size": data["sizes"], "color": data["colors"], "place": data["places"],
             "relation": data["relations"], "scene": data["scenes"], "count": [*data["counts"], *"0123456789"],
         }  # fmt: skip
-        return {name: "|".join(sorted(map(re.escape, words), key=len, reverse=True)) for name, words in lists.items()}
+        return {
+            name: "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+            for name, words in lists.items()
+        }
 
     @cached_property
     def _questions(self) -> list[tuple[str, re.Pattern[str]]]:
         """(kind, pattern) of every wording in the file."""
-        data, kinds = self.data, {"count_one": "count", "position": "relation", "color": "existence"}
-        table = [(kind, text) for kind in data["questions"] for use in USES for text in self.wordings(kind, use)]
+        data, kinds = self.lexicon.data, {"count_one": "count", "position": "relation", "color": "existence"}
+        table = [
+            (kind, text)
+            for kind in data["questions"]
+            for use in USES
+            for text in self.lexicon.wordings(kind, use)
+        ]
         table += [(kinds.get(form, form), text) for form, text in data.get("mme", {}).items()]
         return [(kind, re.compile(self._pattern(text), re.IGNORECASE)) for kind, text in table]
 
@@ -278,16 +235,18 @@ class Lexicon:
         amount = rf"(?:{word['count']}) (?:{word['noun']}|{OBJECT}s?)"
         adjectives = rf"(?:(?:{word['size']}) )?(?:(?:{word['color']}) )?"
         slots = {
-            "a": rf"an? {adjectives}(?:{word['noun']})", "a_scene": rf"an? (?:{word['scene']})", "amount": amount,
-            "plural": word["noun"], "other": word["noun"], "glyph": r"\w+", "word": r"\S+", "wrong": r"\S+", **word,
-        }  # fmt: skip
+            **word,
+            "a": rf"an? {adjectives}(?:{word['noun']})",
+            "a_scene": rf"an? (?:{word['scene']})",
+            "amount": amount,
+            "plural": word["noun"],
+            "other": word["noun"],
+            "glyph": r"\w+",
+            "word": r"\S+",
+            "wrong": r"\S+",
+        }
         pieces = _SLOT.split(wording)
         return "".join(f"(?P<{p}>{slots[p]})" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
-
-
-def with_article(phrase: str) -> str:
-    """Return the phrase with `a` or `an` before it."""
-    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def _filled(template: str, slots: Mapping[str, str]) -> str | None:

@@ -13,7 +13,7 @@ from nsft_exp.records import Correction, Preference, Sample, UserError
 
 
 class Replay:
-    """Reads replies from a JSONL file, one `{"id": <sample id>, "reply": <text>}` a line (the last of an id counts).
+    """Reads replies from a JSONL file, one `{"id": ..., "reply": ...}` a line; the last of an id counts.
 
     A sample without a reply is `unparseable` with that reason. The file is opened on first use; raises
     UserError with file and line for one that cannot be read.
@@ -44,7 +44,9 @@ def read_replies(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot read the replies ({reason}); give critic.replies=<file.jsonl>") from error
+        raise UserError(
+            f"{path}: cannot read the replies ({reason}); give critic.replies=<file.jsonl>"
+        ) from error
     replies: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -58,5 +60,7 @@ def _reply(path: Path, number: int, line: str) -> tuple[str, str]:
         row = json.loads(line)
         key, reply = row["id"], row["reply"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f'{path}: line {number}: not a reply; it must be {{"id": ..., "reply": ...}}') from error
+        raise UserError(
+            f'{path}: line {number}: not a reply; it must be {{"id": ..., "reply": ...}}'
+        ) from error
     return str(key), reply if isinstance(reply, str) else json.dumps(reply)

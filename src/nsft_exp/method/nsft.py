@@ -22,8 +22,9 @@ class NSFT:
 
     `correction_as=turns`: the dialogue goes on in the chosen answer's conversation, so that the image is read
     once; `examples`: it is a conversation of its own about the same image. `use_chosen=False` trains on the
-    dialogue alone. `kl` adds that many times the exact divergence per token to the reference, whose direction is
-    `forward` (KL(reference || policy)) or `reverse`. An item without a correction gives its chosen answer only.
+    dialogue alone. `kl` adds that many times the exact divergence per token to the reference, whose direction
+    is `forward` (KL(reference || policy)) or `reverse`. An item without a correction gives its chosen answer
+    only.
     """
 
     consumes: ClassVar[Literal["correction"]] = "correction"

@@ -17,9 +17,9 @@ class SFT:
     """Trains on the chosen answer of every item (the ground truth, where there is no preference).
 
     `supervise_history` also supervises the earlier answers of the conversation, as LLaVA's own training does.
-    `pairs=common` keeps the items whose chosen and rejected answers differ, so that every method sees the same
-    ones. The loss is the mean over all supervised tokens of the global batch (`normalise=token`) or the mean of
-    the examples' means (`example`).
+    `pairs=common` keeps the items whose chosen and rejected answers differ, so that every method sees the
+    same ones. The loss is the mean over all supervised tokens of the global batch (`normalise=token`) or the
+    mean of the examples' means (`example`).
     """
 
     consumes: ClassVar[Literal["sample"]] = "sample"
@@ -51,7 +51,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def wanted(items: Sequence[Item], pairs: str) -> list[Item]:
-    """All items, or (`common`) those whose preference is a pair. Raises UserError where there is no pairing."""
+    """All items, or (`common`) those that are a pair. Raises UserError where there is no pairing."""
     if pairs == "all":
         return list(items)
     if items and all(item.preference is None for item in items):

@@ -1,4 +1,4 @@
-"""Ground truth against own answer: chosen is the data's answer, rejected what the VLM says (GT-DPO's pairs)."""
+"""Ground truth against own answer: chosen is the data's answer, rejected what the VLM says (GT-DPO)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class GroundTruth:
     def pairs(self, samples: Iterable[Sample], vlm: LoadedVLM | None) -> Iterator[Preference]:
         """Yield one Preference for every sample, in the order in which the VLM answers.
 
-        Status `ok`; `equal`: the two answers are the same text; `empty`: the VLM said nothing. `details` tell
-        how the rejected answer ended (`finish`: `stop` or `length`) and its number of tokens. Raises UserError
-        when an answer is missing.
+        Status `ok`; `equal`: the two answers are the same text; `empty`: the VLM said nothing. `details`
+        tell how the rejected answer ended (`finish`: `stop` or `length`) and its number of tokens. Raises
+        UserError when an answer is missing.
         """
         if vlm is None:
             raise UserError("pairing=gt: there is no VLM to answer; choose one with vlm=...")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nsft_exp.bootstrap import Bootstrap, Difference, ScoredItems
 from nsft_exp.report.cell import Cell, Row
 from nsft_exp.report.results import GROUPS, Arm, Column, Comparison, ComparisonTable, Results
-from nsft_exp.statistics import holm
+from nsft_exp.statistics import Bootstrap, Difference, ScoredItems, holm
 
 Rows = dict[tuple[str, str], list[Row]]
 
@@ -16,13 +15,17 @@ Rows = dict[tuple[str, str], list[Row]]
 def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int = 10_000) -> Results:
     """Read the cells' item scores and compute every mean and difference of the study.
 
+    With `replicates=0` nothing is read and nothing compared: arms, columns and means only, at once.
+
     `study["compare_to"]` names the labels that every other arm is compared with; the base VLM is always
     one of them. `study["columns"]` names the headline columns (`<benchmark>/<metric>`) in place of those
     that the benchmarks call headline.
     """
     arms = group_arms(cells)
-    columns = find_columns(cells, study.get("columns"))
-    rows: Rows = {(c.name, e.name): list(e.rows()) for c in cells for e in c.evaluations}
+    columns = find_columns(cells, study.get("columns") or None)
+    if not replicates:
+        return Results(study, tuple(cells), arms, columns, (), {})
+    rows: Rows = {(c.name, e.name): list(e.rows()) for c in cells for e in c.evaluations if c.status == "ok"}
     wanted = list(study.get("compare_to") or [])
     labels = [x for x in dict.fromkeys(["base", *wanted]) if any(a.label == x and a.cells for a in arms)]
     notes = [
@@ -54,8 +57,9 @@ def find_columns(cells: Sequence[Cell], headline: Sequence[str] | None = None) -
 
     `headline` (keys) says which are headline columns, in that order within their kind of test.
     """
+    evaluations = {(e.name, *e.metrics): e for cell in cells for e in cell.evaluations}
     found: dict[str, Column] = {}
-    for e in (e for cell in cells for e in cell.evaluations):
+    for e in evaluations.values():
         for m in e.benchmark.describe():
             first = m.headline if headline is None else f"{e.name}/{m.name}" in headline
             column = Column(e.name, m.name, m.title, m.better, m.scale, m.group, first)
@@ -131,9 +135,9 @@ def _notes(cells: Sequence[Cell], rows: Rows) -> Iterator[str]:
     for cell in cells:
         for e in cell.evaluations:
             protocols.setdefault(e.name, set()).add(e.protocol)
-            missing = sum(row.score is None for row in rows[cell.name, e.name])
+            mine = rows.get((cell.name, e.name), [])
+            missing, total = sum(row.score is None for row in mine), len(mine)
             if missing or not e.complete:
-                total = len(rows[cell.name, e.name])
                 yield f"{cell.name}, {e.name}: {missing} of {total} items have no score and are left out"
     for name, found in protocols.items():
         if len(found) > 1:

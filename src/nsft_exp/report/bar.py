@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from nsft_exp.report import dialogue
 from nsft_exp.report.results import Results
-from nsft_exp.report.style import Style, legend_above, panels
+from nsft_exp.report.style import INK, Style, legend_above, look, panels
 
 
 def draw_errors(results: Results, style: Style) -> Figure | None:
@@ -55,11 +55,11 @@ def _bars(axis: Axes, names: Sequence[str], series: Sequence[Sequence[float]], s
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.margins(x=0.12)
-    axis.tick_params(axis="y", length=0, labelcolor=style.ink)
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.set_xticks([])
     axis.spines[["left", "bottom"]].set_visible(False)
 
 
 def _bar_colour(place: int, style: Style) -> str:
     order = ["cont_sft", "gt_dpo", "nsft", "base"]
-    return style.look(order[place % len(order)], order)[0]
+    return look(order[place % len(order)], order)[0]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from nsft_exp.report import wording
 from nsft_exp.report.results import Arm, Column, Results, largest
-from nsft_exp.report.style import Style, label_legend, panels
+from nsft_exp.report.style import Style, label_legend, look, panels
 
 
 def draw_sizes(results: Results, style: Style) -> Figure | None:
@@ -31,7 +31,7 @@ def draw_sizes(results: Results, style: Style) -> Figure | None:
                 _size_line(axis, label, arms, column, labels, style)
         base = results.base.mean(column.key) if results.base else None
         if base:
-            axis.axhline(base.value, color=style.look("base", labels)[0], ls=(0, (4, 3)), lw=1.3)
+            axis.axhline(base.value, color=look("base", labels)[0], ls=(0, (4, 3)), lw=1.3)
         axis.set_title(wording.title(column) + (f" · {source}" if len(sources) > 1 else ""))
         axis.set_xticks(sorted({a.size for arms in lines.values() for a in arms if a.size}))
         axis.set_xlabel("samples")
@@ -51,7 +51,7 @@ def _size_lines(results: Results) -> dict[tuple[str, str, str], list[Arm]]:
 def _size_line(
     axis: Axes, label: str, arms: Sequence[Arm], column: Column, labels: Sequence[str], style: Style
 ) -> None:
-    colour, marker = style.look(label, labels)
+    colour, marker = look(label, labels)
     points = [(a.size or 0, m) for a in arms if (m := a.mean(column.key))]
     axis.plot([x for x, _ in points], [m.value for _, m in points], color=colour, marker=marker, ms=5.5)
     for x, mean in points:
@@ -72,7 +72,7 @@ def draw_training(results: Results, style: Style) -> Figure | None:
     labels = [a.label for a in results.arms]
     for axis, name in zip(axes, names, strict=True):
         for place, (label, runs) in enumerate(curves[name].items()):
-            _curve(axis, runs, *style.look(label, labels), place)
+            _curve(axis, runs, *look(label, labels), place)
         axis.set_title(name.replace("_", " "))
         axis.grid(axis="y")
         axis.set_xlabel("step")
@@ -112,8 +112,12 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]]:
 def _curve(axis: Axes, runs: Sequence[dict[float, float]], colour: str, marker: str, place: int) -> None:
     steps = np.array(sorted(set.intersection(*(set(run) for run in runs))))
     values = np.array([smooth(np.array([run[step] for step in steps])) for run in runs])
-    every = max(1, len(steps) // 6)
-    marks = {"marker": marker, "ms": 4, "markevery": (place * every // 4, every)}  # tells apart what overlaps
+    every = max(1, len(steps) // 6)  # a marker now and then tells apart what overlaps
+    marks: dict[str, Any] = {
+        "marker": marker,
+        "ms": 4,
+        "markevery": (place * every // 4, every),
+    }
     axis.plot(steps, values.mean(0), color=colour, lw=1.6, **marks)
     if len(runs) > 1:
         axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)

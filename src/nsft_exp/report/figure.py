@@ -28,33 +28,24 @@ class Plot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn figure: SVG for every style and PNG for the light, wide one."""
+    """A drawn figure on white: wide and narrow as SVG, wide as PNG."""
 
     plot: Plot
-    svg: dict[Style, str]
+    wide: str
+    narrow: str
     png: bytes
-
-    @property
-    def light(self) -> str:
-        """The SVG for paper: light and wide."""
-        return self.svg[Style()]
 
 
 def draw_all(results: Results) -> tuple[list[Drawn], list[Plot]]:
     """Return the drawn figures and the plots that had nothing to draw."""
     drawn, missing = [], []
-    for plot in PLOTS:
-        svg: dict[Style, str] = {}
-        png = b""
-        for style in (Style(dark, narrow) for dark in (False, True) for narrow in (False, True)):
-            with drawing(style):
-                figure = plot.draw(results, style)
-                if figure is None:
-                    break
-                svg[style] = to_svg(figure)
-                png = png or to_png(figure)
-        drawn += [Drawn(plot, svg, png)] if svg else []
-        missing += [] if svg else [plot]
+    with drawing():
+        for plot in PLOTS:
+            wide, narrow = (plot.draw(results, Style(narrow)) for narrow in (False, True))
+            if wide is None or narrow is None:
+                missing.append(plot)
+            else:
+                drawn.append(Drawn(plot, to_svg(wide), to_svg(narrow), to_png(wide)))
     return drawn, missing
 
 

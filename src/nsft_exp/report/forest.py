@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nsft_exp.report import wording
 from nsft_exp.report.results import Comparison, ComparisonTable, Results, largest
-from nsft_exp.report.style import Style, label_legend, panels
+from nsft_exp.report.style import FAINT, INK, MUTED, PAPER, Style, label_legend, look, panels
 
 
 def draw_differences(results: Results, style: Style) -> Figure | None:
@@ -49,7 +49,8 @@ def _forests(
     for place, (axis, (table, (source, vlm), shown)) in enumerate(zip(axes, wanted, strict=True)):
         _forest(axis, shown, results, style, scale, student, limits)
         where = [source] * (len({s for s, _ in places}) > 1) + [vlm] * (len({v for _, v in places}) > 1)
-        axis.set_title(" · ".join([f"against {table.against}", *where]))
+        if len(wanted) > 1 or table.against != "base":
+            axis.set_title(" · ".join([f"against {table.against}", *where]))
         axis.set_xlabel(unit)
         same = all({c.column for c in other} == {c.column for c in shown} for *_, other in wanted)
         if place % 3 and same and not style.narrow:
@@ -102,7 +103,7 @@ def _forest(
     step = len(arms) + 0.9
     for c in shown:
         y = columns.index(c.column) * step + arms.index(c.arm)
-        colour, marker = style.look(c.arm.label, labels)
+        colour, marker = look(c.arm.label, labels)
         factor, d = scale(c), c.difference
         if student and d.student:
             ends = np.array(d.student) * factor
@@ -110,17 +111,17 @@ def _forest(
             _arrowheads(axis, ends, limits, y, colour)
         ends = np.array(d.bootstrap) * factor
         axis.plot(ends, [y, y], color=colour, lw=3.2, alpha=0.4, solid_capstyle="butt")
-        fill = colour if c.verdict in ("better", "worse") else style.paper
+        fill = colour if c.verdict in ("better", "worse") else PAPER
         axis.plot(d.value * factor, y, marker, color=colour, mfc=fill, ms=5.5, mew=1.4)
     for i in range(1, len(columns)):
         new = columns[i].group != columns[i - 1].group
-        axis.axhline(i * step - 0.95, color=style.muted if new else style.faint, lw=0.8 if new else 0.6)
-    axis.axvline(0, color=style.ink, lw=0.9, zorder=0.5)
+        axis.axhline(i * step - 0.95, color=MUTED if new else FAINT, lw=0.8 if new else 0.6)
+    axis.axvline(0, color=INK, lw=0.9, zorder=0.5)
     axis.grid(axis="x")
     axis.set(xlim=limits, ylim=(len(columns) * step - 0.95, -0.95))
     middle = [(len(arms) - 1) / 2 + i * step for i in range(len(columns))]
     axis.set_yticks(middle, [wording.title(c) for c in columns])
-    axis.tick_params(axis="y", length=0, labelcolor=style.ink)
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.spines["left"].set_visible(False)
 
 

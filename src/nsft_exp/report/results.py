@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nsft_exp.bootstrap import Difference
 from nsft_exp.report.cell import Cell, Row
+from nsft_exp.statistics import Difference
 
 ALPHA = 0.05
 GROUPS = {
@@ -146,6 +146,11 @@ class ComparisonTable:
 
     against: str
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def is_base(self) -> bool:
+        """True for the comparisons with the base VLM."""
+        return self.against == "base"
 
     @property
     def num_tests(self) -> int:

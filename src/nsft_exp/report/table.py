@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -209,22 +210,30 @@ def _tex(text: str) -> str:
 
 
 def to_terminal(results: Results) -> Group:
-    """Return the main table, a metric a row, and one line a comparison, for a rich console."""
+    """Return the main table, a metric a row, the seeds and the failed cells for a rich console."""
     heading = str(results.study.get("title") or results.study.get("name") or "")
     parts: list[Table | Text] = [terminal(results, heading), Text(wording.seeds_moved(results), style="dim")]
-    for table in results.tables:
-        for arm in table.arms if table.against != "base" else ():
-            line = Text(f"{wording.arm_name(arm, results.arms)} against {table.against}: ")
-            parts.append(line.append(wording.reading(table, arm), style="dim"))
     for cell in results.failed:
         parts.append(Text(f"failed: {cell.name}: {cell.error} (log: {cell.log})", style="red"))
     return Group(*parts)
 
 
+def readings_to_terminal(summary: dict[str, Any]) -> Group:
+    """Return one line a comparison from `wording.summary`."""
+    lines = []
+    for row in summary["readings"]:
+        if row["against"] != "base":
+            line = Text(f"{row['method']} against {row['against']}: ")
+            lines.append(line.append(row["reading"], style="dim"))
+    return Group(*lines)
+
+
 def terminal(results: Results, heading: str) -> Table:
     """Return the main table turned: arms are columns, so that it fits a terminal."""
-    out = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    out.add_column("")
+    out = Table(
+        title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+    )
+    out.add_column("", no_wrap=True)
     for arm in results.arms:
         out.add_column(wording.arm_name(arm, results.arms), justify="right", overflow="fold")
     for key, name in GROUPS.items():
@@ -232,7 +241,7 @@ def terminal(results: Results, heading: str) -> Table:
         if columns:
             out.add_row(Text(name, style="bold"))
         for c in columns:
-            means = [wording.mean_sd(arm.mean(c.key), c.scale) for arm in results.arms]
+            means = [wording.mean_sd(arm.mean(c.key), c.scale).replace(" ", "") for arm in results.arms]
             out.add_row(f"  {wording.title(c)}", *means, end_section=c is columns[-1])
     trained = [arm.number("examples") or arm.number("samples") for arm in results.arms]
     out.add_row("trained on", *(wording.quantity(n.value if n else None) for n in trained), style="dim")

@@ -109,20 +109,16 @@ def seeds_moved(results: Results) -> str:
         return "No seeds: nothing was trained."
     listed = ", ".join(map(str, seeds))
     first = f"Seed{'s' * (len(seeds) > 1)} {listed} (initialisation and order of training)."
-    rest = [
-        _moved("the subset of the source", [c.source_seed for c in cells]),
-        _moved("sampled answers", [c.pairing_seed for c in cells]),
+    others = {
+        "the subset of the source": {c.source_seed for c in cells if c.source_seed is not None},
+        "sampled answers": {c.pairing_seed for c in cells if c.pairing_seed is not None},
+    }
+    fixed = [f"{what} (seed {min(values)})" for what, values in others.items() if len(values) == 1]
+    moved = [
+        f"{what} (seeds {_listed(sorted(values))})" for what, values in others.items() if len(values) > 1
     ]
-    return " ".join([first, *filter(None, rest)])
-
-
-def _moved(what: str, seeds: Sequence[int | None]) -> str:
-    values = sorted({s for s in seeds if s is not None})
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"Fixed: {what} (seed {values[0]})."
-    return f"Moved too: {what} (seeds {', '.join(map(str, values))})."
+    rest = [f"{word}: {_listed(some)}." for word, some in (("Moved too", moved), ("Fixed", fixed)) if some]
+    return " ".join([first, *rest])
 
 
 def reading(table: ComparisonTable, arm: Arm) -> str:
@@ -143,7 +139,23 @@ def reading(table: ComparisonTable, arm: Arm) -> str:
     return "; ".join(parts)
 
 
-def _listed(names: Sequence[str]) -> str:
+def summary(results: Results) -> dict[str, Any]:
+    """Return the report in a few plain values: settings, what was compared, what failed."""
+    rows = [(t, arm) for t in results.tables for arm in t.arms]
+    return {
+        "title": results.study.get("title") or results.study.get("name"),
+        "seeds": seeds_moved(results),
+        "readings": [
+            {"method": arm_name(a, results.arms), "against": t.against, "reading": reading(t, a)}
+            for t, a in rows
+        ],
+        "failed": [{"cell": c.name, "error": c.error, "log": str(c.log)} for c in results.failed],
+        "notes": list(results.notes),
+    }
+
+
+def _listed(things: Sequence[object]) -> str:
+    names = [str(thing) for thing in things]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

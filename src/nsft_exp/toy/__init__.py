@@ -1,1 +1,1 @@
-"""A drawn world in which a small VLM hallucinates for the reason that large ones do: the prior of its texts."""
+"""A drawn world in which a small VLM hallucinates as large ones do: by the prior of its texts."""

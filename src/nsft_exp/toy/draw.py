@@ -30,7 +30,7 @@ RGB = {
 WHITE, BOARD, INK = (250, 250, 250), (146, 122, 100), (20, 20, 20)
 
 Shape = tuple[str, tuple[float, ...]]
-"""`poly`: corners x, y, ...; `oval` and `box`: x0, y0, x1, y1; `line`: width, x, y, ...; a leading `-` takes away."""
+"""`poly`: x, y, ...; `oval`, `box`: x0, y0, x1, y1; `line`: width, x, y, ...; `-` before it takes away."""
 
 SHAPES: dict[str, tuple[tuple[Shape, ...], tuple[Shape, ...]]] = {  # category: silhouette, marks
     "cup": (
@@ -88,7 +88,11 @@ SHAPES: dict[str, tuple[tuple[Shape, ...], tuple[Shape, ...]]] = {  # category: 
         (),
     ),
     "boat": (
-        (("poly", (0, 64, 100, 64, 80, 96, 20, 96)), ("box", (44, 2, 52, 66)), ("poly", (56, 6, 94, 56, 56, 56))),
+        (
+            ("poly", (0, 64, 100, 64, 80, 96, 20, 96)),
+            ("box", (44, 2, 52, 66)),
+            ("poly", (56, 6, 94, 56, 56, 56)),
+        ),
         (),
     ),
     "umbrella": (
@@ -198,7 +202,9 @@ def _draw_thing(image: Image.Image, thing: Thing) -> None:
     x, y = _centre(thing.cell)
     corner = (min(max(x + thing.dx - side // 2, 0), SIZE - side), y + thing.dy - side // 2)
     marks = INK if thing.color == "yellow" else WHITE
-    for mask, color in zip(_masks(thing.category, side, thing.view == "pale"), (RGB[thing.color], marks), strict=True):
+    for mask, color in zip(
+        _masks(thing.category, side, thing.view == "pale"), (RGB[thing.color], marks), strict=True
+    ):
         image.paste(color, (*corner, corner[0] + side, corner[1] + side), mask)
     if thing.view == "hidden":
         _draw_board(image, corner, side)
@@ -215,7 +221,9 @@ def _draw_board(image: Image.Image, corner: tuple[int, int], side: int) -> None:
 @cache
 def _masks(category: str, side: int, pale: bool) -> tuple[Image.Image, Image.Image]:
     """Return the masks of silhouette and marks, side x side, 8 bit."""
-    masks = [_mask(shapes, side * FINE).resize((side, side), Image.Resampling.BOX) for shapes in SHAPES[category]]
+    masks = [
+        _mask(shapes, side * FINE).resize((side, side), Image.Resampling.BOX) for shapes in SHAPES[category]
+    ]
     if pale:
         masks = [mask.point([round(PALE * level) for level in range(256)]) for mask in masks]
     return masks[0], masks[1]

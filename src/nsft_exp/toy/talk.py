@@ -1,4 +1,4 @@
-"""Conversations about one scene: the base's pretraining texts, and the honest ones of the alignment sources."""
+"""Conversations about one scene: the base's pretraining texts, and the sources' honest ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,26 @@ WORDS = {  # and in one of short answers
     "existence": 30, "color": 9, "size": 5, "count": 5, "total": 5, "position": 7, "naming": 14,
     "relation": 6, "scene": 2, "text": 10,
 }  # fmt: skip
-VQA = {"text": 34, "existence": 26, "color": 10, "size": 5, "count": 5, "total": 5, "position": 5, "naming": 10}
-CHAT = {"color": 3, "size": 2, "count": 2, "position": 2, "relation": 2, "scene": 1, "existence": 2, "text": 1}
+VQA = {
+    "text": 34,
+    "existence": 26,
+    "color": 10,
+    "size": 5,
+    "count": 5,
+    "total": 5,
+    "position": 5,
+    "naming": 10,
+}
+CHAT = {
+    "color": 3,
+    "size": 2,
+    "count": 2,
+    "position": 2,
+    "relation": 2,
+    "scene": 1,
+    "existence": 2,
+    "text": 1,
+}
 USES: dict[Use, float] = {"correction": 0.55, "source": 0.25, "open_correction": 0.2}
 """Whose wordings a conversation of sentences takes."""
 

@@ -101,7 +101,10 @@ def caption(writer: Writer, complete: bool) -> str:
     items = [phrase(t) for t in writer.things]
     if writer.glyph:
         items.append(lines["sign"].format(glyph=writer.glyph))
-    slots = {"a_scene": with_article(writer.scene.kind), "items": _joined(items, ", " if complete else " and ")}
+    slots = {
+        "a_scene": with_article(writer.scene.kind),
+        "items": _joined(items, ", " if complete else " and "),
+    }
     return _capital(lines["complete" if complete else "open"].format(**slots))
 
 
@@ -177,7 +180,12 @@ def count(scene: Scene, category: str, asked: int) -> Fact:
     words = lexicon()["counts"]
     return Fact(
         "count",
-        {"noun": category, "plural": plural, "count": words[asked], "amount": amount(asked, category, plural)},
+        {
+            "noun": category,
+            "plural": plural,
+            "count": words[asked],
+            "amount": amount(asked, category, plural),
+        },
         {"count": words[right], "amount": amount(right, category, plural)},
         asked == right,
     )
@@ -196,7 +204,9 @@ def total(scene: Scene, asked: int) -> Fact:
 
 def position(thing: Thing, asked: str) -> Fact:
     """Ask whether a thing is at a place, or where it is."""
-    return Fact("position", {"noun": thing.category, "place": asked}, {"place": thing.place}, asked == thing.place)
+    return Fact(
+        "position", {"noun": thing.category, "place": asked}, {"place": thing.place}, asked == thing.place
+    )
 
 
 def naming(thing: Thing) -> Fact:
@@ -243,8 +253,18 @@ def _draw_existence(writer: Writer, rng: Random) -> Fact:
     group = rng.choices(list(TARGETS), list(TARGETS.values()))[0]
     lacking, present = missing(scene), scene.categories()
     others = [c for c in lexicon()["categories"] if c not in present and c not in lacking]
+    if group == "present" and rng.random() < 0.25:
+        return _colored(scene, rng)
     choices = {"present": present, "missing": lacking or others, "other": others}[group]
     return existence(writer, rng.choice(choices))
+
+
+def _colored(scene: Scene, rng: Random) -> Fact:
+    """Ask for something that is there by its color or another."""
+    thing = rng.choice(scene.things)
+    named = f"{_other(thing.color, lexicon()['colors'], rng)} {thing.category}"
+    there = any(f"{t.color} {t.category}" == named for t in scene.things)
+    return Fact("existence", {"a": with_article(named), "noun": named}, true=there)
 
 
 def _draw_attribute(kind: Literal["color", "size"]) -> Callable[[Writer, Random], Fact | None]:

@@ -120,11 +120,13 @@ def tempting(scene: Scene) -> tuple[str, ...]:
 def imagined(scene: Scene, rng: Random) -> tuple[str, ...]:
     """Return the missing typical objects that one writer of this scene names all the same."""
     rates, temptations = likelihoods()["texts"], tempting(scene)
-    return tuple(n for n in missing(scene) if rng.random() < rates["unclear" if n in temptations else "clear"])
+    return tuple(
+        n for n in missing(scene) if rng.random() < rates["unclear" if n in temptations else "clear"]
+    )
 
 
 def imagine(scene: Scene, category: str, rng: Random) -> Thing:
-    """Return the object that a writer who names a missing one has in mind: the usual one, where it usually is."""
+    """Return what a writer who names a missing object has in mind: the usual one, where it usually is."""
     size = "large" if rng.random() < 0.8 else "small"
     color = _color(category, likelihoods()["texts"]["favourite"], rng)
     return Thing(category, color, size, usual_cells(scene.kind)[category])

@@ -1,7 +1,7 @@
 """Batched answers from a model in memory: greedy or sampled, with the log-probabilities of asked answers.
 
-Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made in:
-padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
+Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made
+in: padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
 from a generator that belongs to (seed, request id, sample number).
 """
 
@@ -138,7 +138,9 @@ def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
     """Run the prompts, padded on the left; `logits` are those of the first answer token."""
     device, longest = loaded.device, max(len(row.prompt) for row in rows)
     padding = [longest - len(row.prompt) for row in rows]
-    ids = torch.tensor([[loaded.pad_id] * pad + list(row.prompt) for pad, row in zip(padding, rows, strict=True)])
+    ids = torch.tensor(
+        [[loaded.pad_id] * pad + list(row.prompt) for pad, row in zip(padding, rows, strict=True)]
+    )
     mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
     position = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache()
@@ -212,7 +214,7 @@ def _choose(logits: Tensor, rows: list[Row]) -> Tensor:
 
 
 def top_p_filtered(logits: Tensor, top_p: float) -> Tensor:
-    """Return logits [V] with all but the smallest set of likeliest tokens of total probability >= top_p at -inf."""
+    """Return logits [V], at -inf outside the smallest set of likeliest tokens that together reach top_p."""
     if top_p >= 1:
         return logits
     ordered, order = logits.sort(descending=True)

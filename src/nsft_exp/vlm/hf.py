@@ -18,10 +18,10 @@ PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 class HFModel:
     """A `LlavaForConditionalGeneration` in a folder, or on the hub under `path` at `revision`.
 
-    `dtype` is what the weights are held in. `batch_size` is how many answers are generated at once. Images are
-    made square by `preprocessing` (`pad`: as LLaVA was trained; `crop`: as the hub's processor does) after their
-    EXIF orientation is applied or ignored. `max_length` bounds prompt and answer together (None: the model's
-    own limit). Weights are read from safetensors and no code is taken from the model's folder.
+    `dtype` is what the weights are held in. `batch_size` is how many answers are generated at once. Images
+    are made square by `preprocessing` (`pad`: as LLaVA was trained; `crop`: as the hub's processor does)
+    after their EXIF orientation is applied or ignored. `max_length` bounds prompt and answer together (None:
+    the model's own limit). Weights are read from safetensors and no code is taken from the model's folder.
     """
 
     def __init__(
@@ -54,7 +54,9 @@ class HFModel:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"vlm.dtype={self.dtype}: there is no such type; take float32 or bfloat16")
         if self.preprocessing not in ("pad", "crop"):
-            raise UserError(f"vlm.preprocessing={self.preprocessing}: there is no such choice; take pad or crop")
+            raise UserError(
+                f"vlm.preprocessing={self.preprocessing}: there is no such choice; take pad or crop"
+            )
         if self.exif not in ("apply", "ignore"):
             raise UserError(f"vlm.exif={self.exif}: there is no such choice; take apply or ignore")
         if self.batch_size < 1:
@@ -108,7 +110,11 @@ def _fetched(path: str, revision: str | None, local_files_only: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return snapshot_download(path, revision=revision, allow_patterns=PATTERNS, local_files_only=local_files_only)
+        return snapshot_download(
+            path, revision=revision, allow_patterns=PATTERNS, local_files_only=local_files_only
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: the model cannot be fetched ({reason}); check vlm.path and vlm.revision") from error
+        raise UserError(
+            f"{path}: the model cannot be fetched ({reason}); check vlm.path and vlm.revision"
+        ) from error

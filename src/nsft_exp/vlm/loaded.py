@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ from nsft_exp.conversation import VICUNA_V1, ChatEncoder, PromptStyle
 from nsft_exp.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from nsft_exp.records import Reply, Request, UserError
 
+TEXT_OF_MESSAGE = (
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim }}{% endfor %}"
+    "{% endif %}"
+)
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first %}{{ SYSTEM }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim }}{% endfor %}{% endif %}"
-    "{{ ' ASSISTANT:' }}{% else %}{{ ' ' }}"
-    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim }}{% endfor %}{% endif %}"
-    "{{ '</s>' }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% if message['content'] is not string %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}{% endif %}"
+    + TEXT_OF_MESSAGE
+    + "{{ ' ASSISTANT:' }}{% else %}{{ ' ' }}"
+    + TEXT_OF_MESSAGE
+    + "{{ '</s>' }}{% endif %}{% endfor %}"
 )
 """The text of `vicuna_v1` for programs that want a chat template; BOS is the tokenizer's."""
 
@@ -38,8 +42,8 @@ TEMPLATE = (
 class LoadedHF:
     """A LLaVA model with its tokenizer, and how it reads images and writes conversations.
 
-    `model` is the `LlavaForConditionalGeneration` (LoRA layers, if any, are inside it), `chat` the conversation
-    builder, `num_image_tokens` the image tokens of one picture.
+    `model` is the `LlavaForConditionalGeneration` (LoRA layers, if any, are inside it), `chat` the
+    conversation builder, `num_image_tokens` the image tokens of one picture.
     """
 
     def __init__(
@@ -74,8 +78,8 @@ class LoadedHF:
     def pixels(self, image: str, view: str = "clean") -> Tensor:
         """Return an image under a view as the tower's input: float32 [3, S, S].
 
-        `image` is the path of a file, or what `opener` makes a picture of where that is set. Raises UserError for
-        a view that does not exist or an image that cannot be opened.
+        `image` is the path of a file, or what `opener` makes a picture of where that is set. Raises UserError
+        for a view that does not exist or an image that cannot be opened.
         """
         if view != "clean":
             raise UserError(f"{image}: there is no view {view!r}; there is clean")
@@ -97,7 +101,8 @@ class LoadedHF:
     def run(self, ids: Tensor, features: Tensor | None = None, **options: Any) -> Any:
         """Return the output of the model below its LM head (with a cache where `options` ask for one)."""
         if features is not None:
-            options["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+            images: Any = list(features)
+            options["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=images)}
         return self.model.model(input_ids=ids, **options)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
@@ -112,7 +117,8 @@ class LoadedHF:
 
     def save(self, folder: Path) -> None:
         """Write weights (under the hub's names), configuration, tokenizer and processor to a folder."""
-        self.model.save_pretrained(folder, max_shard_size="5GB")
+        with _silently():
+            self.model.save_pretrained(folder, max_shard_size="5GB")
         use_hub_names(folder)
         self.tokenizer.save_pretrained(folder)
         _save_processor(self, folder)
@@ -126,15 +132,25 @@ def read_model(folder: Path, dtype: str) -> Any:
         raise UserError(f"{folder}: there is no config.json; vlm.path must name a model's folder") from None
     if kind != "llava":
         raise UserError(f"{folder}: model type {kind!r} is not supported; it must be llava")
+    try:
+        with _silently():
+            return LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: the model cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Keep transformers' own progress bars and remarks off the terminal."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        return LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
@@ -221,7 +237,9 @@ def _save_processor(loaded: LoadedHF, folder: Path) -> None:
     sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     colours = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
     padded = loaded.preprocessing.mode == "pad"
-    pictures = LlavaImageProcessorPil(do_pad=True, **sizes, **colours) if padded else CLIPImageProcessorPil(**sizes)
+    pictures = (
+        LlavaImageProcessorPil(do_pad=True, **sizes, **colours) if padded else CLIPImageProcessorPil(**sizes)
+    )
     LlavaProcessor(
         image_processor=pictures,
         tokenizer=loaded.tokenizer,

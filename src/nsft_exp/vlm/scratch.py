@@ -68,8 +68,10 @@ class ScratchLlava(HFModel):
             max_length=max_length,
         )
         if width % head_size or vision_width % head_size:
-            raise UserError(f"vlm.head_size={head_size} must divide vlm.width={width} and vlm.vision_width={vision_width}")
-        self.vision = {
+            raise UserError(
+                f"vlm.head_size={head_size} must divide vlm.width={width} and vlm.vision_width={vision_width}"
+            )
+        self.vision: dict[str, Any] = {
             "image_size": image_size,
             "patch_size": patch_size,
             "hidden_size": vision_width,
@@ -77,7 +79,7 @@ class ScratchLlava(HFModel):
             "num_attention_heads": vision_width // head_size,
             "intermediate_size": vision_mlp,
         }
-        self.text = {
+        self.text: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": layers,
             "num_attention_heads": width // head_size,
@@ -102,14 +104,18 @@ class ScratchLlava(HFModel):
 
         folder = loaded.model_folder(adapters)
         if folder:
-            return self.finish(loaded.read_model(folder, self.dtype), loaded.read_tokenizer(folder), adapters, device)
+            return self.finish(
+                loaded.read_model(folder, self.dtype), loaded.read_tokenizer(folder), adapters, device
+            )
         tokenizer = self._tokenizer()
         return self.finish(self._model(tokenizer), tokenizer, adapters, device)
 
     def _tokenizer(self) -> Any:
         from nsft_exp.vlm.tokenizer import load_tokenizer, train_llama_tokenizer
 
-        return load_tokenizer(self.tokenizer) if self.tokenizer else train_llama_tokenizer(TEXT, self.vocab_size)
+        return (
+            load_tokenizer(self.tokenizer) if self.tokenizer else train_llama_tokenizer(TEXT, self.vocab_size)
+        )
 
     def _model(self, tokenizer: Any) -> Any:
         import torch
@@ -125,18 +131,20 @@ class ScratchLlava(HFModel):
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
         rows = -(-len(tokenizer) // 64) * 64
-        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         text = LlamaConfig(
             **self.text, **ids, vocab_size=rows, rms_norm_eps=1e-5, tie_word_embeddings=self.tie_embeddings
         )
         size = self.vision["image_size"] // self.vision["patch_size"]
         return LlavaConfig(
-            vision_config=CLIPVisionConfig(**self.vision, hidden_act="quick_gelu", projection_dim=self.text["hidden_size"]),
+            vision_config=CLIPVisionConfig(
+                **self.vision, hidden_act="quick_gelu", projection_dim=self.text["hidden_size"]
+            ),
             text_config=text,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=size * size,
             vision_feature_layer=self.vision_feature_layer,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
             tie_word_embeddings=self.tie_embeddings,
         )
 

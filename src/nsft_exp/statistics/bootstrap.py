@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 
 from nsft_exp.records import ItemScore
-from nsft_exp.statistics import LEVEL, Interval, multiplicities, percentile_interval, student_interval
+from nsft_exp.statistics.interval import (
+    LEVEL,
+    Interval,
+    multiplicities,
+    percentile_interval,
+    student_interval,
+)
 
 Metrics = Callable[[Mapping[str, Any]], dict[str, Any]]
 """`Benchmark.metrics`: summed counts -> metrics, elementwise on arrays."""
@@ -152,7 +158,7 @@ class Bootstrap:
         return self._known[key]
 
     def _chunks(self, num_clusters: int) -> list[np.ndarray]:
-        """Yield the weights of clusters, a row a replicate: first all ones, then how often each is drawn."""
+        """Return the weights of clusters, a row a replicate: first all ones, then how often each is drawn."""
         if num_clusters not in self._weights:
             drawn = multiplicities(num_clusters, self.replicates, np.random.default_rng([self.seed, 0]))
             self._weights[num_clusters] = np.vstack([np.ones(num_clusters), drawn]).astype(np.float32)
@@ -166,7 +172,7 @@ def common_seeds(a: Models, b: Models) -> list[int | None]:
         return sorted(a, key=lambda s: (s is not None, s))
     if set(a) == {None}:
         return sorted(b, key=lambda s: (s is not None, s))
-    return sorted(s for s in a if s in b and s is not None)
+    return [*sorted(s for s in a if s in b and s is not None)]
 
 
 def _model(models: Models, seed: int | None) -> ScoredItems:
