@@ -377,7 +377,7 @@ def _write_training(folder: Path, name: str, method: str, nsft: bool) -> Path:
             row |= {"loss": 1.4 * 0.97**step + rng.gauss(0, 0.03), "chosen": 0.8 * 0.97**step}
             row |= {"correction": 0.6 * 0.96**step} if nsft else {}
         if step % 10 == 0:
-            row["validation/loss"] = 1.2 * 0.98**step
+            rows.append({"step": step, "validation/loss": 1.2 * 0.98**step + rng.gauss(0, 0.02)})
         rows.append(row)
     place = folder / "train" / name.replace("/", "-")
     write_jsonl(place / "metrics.jsonl", rows)

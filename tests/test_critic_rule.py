@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import nsft_exp.toy
@@ -155,6 +159,26 @@ def test_an_answer_that_says_it_named_everything_closes_the_world() -> None:
         DESCRIBE, "There is a red dog." + END, "There is a red dog. There is a knife." + END
     )
     assert named(correction) == [("existence", "a knife", "")]
+
+
+@pytest.mark.parametrize(
+    ("rejected", "wrong", "asked"),
+    [
+        ("There are two knives.", "two knives", "knife"),
+        ("A sign reads B.", "B", "sign"),
+        ("There are knives.", "knives", "knife"),
+        ("The knife is red.", "knife", "knife"),
+        ("The dog is above the knife.", "knife", "knife"),
+    ],
+)
+def test_what_is_not_there_is_denied_however_it_was_named(rejected: str, wrong: str, asked: str) -> None:
+    correction = criticise(DESCRIBE, "There is a red dog at the top left." + END, rejected)
+    assert named(correction) == [("existence", wrong, "")]
+    assert (f"Do you see a {asked}?", f"No, there is no {asked}.") in said(correction)
+
+
+def test_a_sign_that_the_chosen_answer_reads_is_one_sign() -> None:
+    assert criticise(DESCRIBE, "A sign reads B." + END, "There is a sign." + END).status == "no_error"
 
 
 def test_a_second_object_of_a_kind_is_a_wrong_number_only_in_a_closed_world() -> None:
@@ -333,14 +357,20 @@ PLACES = ("Top left", "Bottom right")
 # --- the matched control -----------------------------------------------------------------------------
 
 
+@cache
+def wordings() -> dict[str, re.Pattern[str]]:
+    """Every wording of a correction, with a pattern for its questions."""
+    lexicon = Lexicon(LEXICON)
+    kinds = [*lexicon.data["questions"], "missing", "naming"]
+    uses = ("correction", "open_correction")
+    found = [wording for kind in kinds for use in uses for wording in lexicon.wordings(kind, use)]
+    return {wording: re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(wording))) for wording in found}
+
+
 def shape(correction: Correction) -> list[tuple[str, str]]:
-    """The wording (its words less those of the lexicon) and polarity of every turn."""
-    data = Lexicon(LEXICON).data
-    words = {*data["scenes"], *data["colors"], *data["sizes"], *data["counts"], *data["glyphs"]}
-    words |= {w for place in data["places"] for w in place.split()} | {"a", "an"}
-    words |= {f for n, forms in data["categories"].items() for f in (n, forms["plural"])}
+    """The wording and the polarity of every turn."""
     return [
-        (" ".join("_" if w.strip("?.") in words else w for w in e.question.split()), polarity(e.answer))
+        (next(w for w, pattern in wordings().items() if pattern.fullmatch(e.question)), polarity(e.answer))
         for e in correction.dialogue
     ]
 
@@ -572,3 +602,42 @@ def test_none_is_an_empty_node_and_gt_takes_its_seed_from_data_seed() -> None:
 
 def test_a_dialogue_ends_as_plain_exchanges() -> None:
     assert all(isinstance(turn, Exchange) for turn in criticise(DESCRIBE, CHOSEN, REJECTED).dialogue)
+
+
+# --- any text ----------------------------------------------------------------------------------------
+
+WORDS = """
+a|an|the|no|not|one|two|three|5|is|are|at|above|below|sign|reads|nothing else|.|,|?|Yes|No|none|B|2|red|blue
+dog|dogs|knife|knives|truck|apple|object|objects|small|large|park|street|top left|bottom right
+to the left of|to the right of|There is a|The dog is|The knife is|A sign reads|at the|There are
+"""
+TEXTS = st.lists(st.sampled_from(WORDS.strip().replace("\n", "|").split("|")), max_size=25).map(" ".join)
+ASKED = """
+Describe the picture.|Is there a red dog?|Is there a knife?|How many dogs are there?|What is at the top left?
+Is the dog above the truck?|What does the sign say?|How many objects are there?|Where is the dog?
+"""
+ANSWERS = TEXTS | st.text(max_size=30)
+QUESTIONS = st.sampled_from(ASKED.strip().replace("\n", "|").split("|"))
+
+
+@cache
+def critics(turns: int, closed: bool) -> tuple[Any, ...]:
+    options: dict[str, Any] = {"max_turns": turns, "closed_world": closed}
+    kinds = (Rule, EVERYTHING), (MatchedRandom, EVERYTHING), (Rule, Codebook())
+    return tuple(kind(LEXICON, book, **options) for kind, book in kinds)
+
+
+@given(QUESTIONS, ANSWERS, ANSWERS, st.booleans(), st.integers(1, 6))
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_answers_say_dialogues_are_balanced_and_the_control_matches(
+    question: str, chosen: str, rejected: str, closed: bool, turns: int
+) -> None:
+    rule, control, words = (criticise(question, chosen, rejected, c) for c in critics(turns, closed))
+    assert shape(rule) == shape(control)
+    assert rule.status == control.status
+    assert len(words.dialogue) <= len(rule.dialogue) <= turns
+    for done in (rule, control, words):
+        assert bool(done.dialogue) == (done.status == "ok")
+        if turns > 1 and done.dialogue:
+            assert done.details["yes"] == done.details["no"]
+    assert all(rejected[e.start : e.end] == e.wrong for c in (rule, words) for e in c.errors)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic_study import failed_cell, make_study, write_jsonl
 
 from nsft_exp.report import table, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell, read_jsonl
-from nsft_exp.report.curve import smooth
+from nsft_exp.report.curve import draw_sizes, smooth
 from nsft_exp.report.dialogue import by_codebook, content_words
 from nsft_exp.report.figure import PLOTS, draw_all
 from nsft_exp.report.results import GROUPS, Results
-from nsft_exp.report.style import DARK, darkened, look
+from nsft_exp.report.style import DARK, Style, darkened, drawing, look
 from nsft_exp.report.write import print_table, write_report
+from synthetic_study import failed_cell, make_study, write_jsonl
 
 Study = tuple[list[Cell], dict[str, object]]
 
@@ -102,6 +102,18 @@ def test_the_study_names_its_headline_columns(study: Study) -> None:
     chosen = ["pope/adversarial_auc", "chair/recall"]
     found = make_results(study[0], {**study[1], "columns": chosen}, replicates=0)
     assert [c.key for c in found.headline] == chosen
+
+
+def test_metrics_of_the_same_title_are_told_apart_by_their_benchmark(study: Study) -> None:
+    cell = study[0][0]
+    sampled = dataclasses.replace(cell.evaluations[1], name="chair_t1")
+    found = make_results(
+        [dataclasses.replace(cell, evaluations=(*cell.evaluations, sampled))], {}, replicates=0
+    )
+    titles = [c.title for c in found.headline]
+    assert "CHAIR instance" in titles
+    assert "CHAIR instance (chair_t1)" in titles
+    assert len(set(titles)) == len(titles)
 
 
 def test_items_without_a_score_are_named_and_left_out(study: Study, tmp_path: Path) -> None:
@@ -202,7 +214,7 @@ def test_the_main_table_has_all_n_and_nothing_bold(results: Results) -> None:
 
 
 def test_every_row_of_a_markdown_table_has_the_same_number_of_cells(results: Results) -> None:
-    lines = [line for line in table.markdown(table.main_grid(results)).splitlines()]
+    lines = table.markdown(table.main_grid(results)).splitlines()
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -247,34 +259,45 @@ def test_a_cell_that_failed_is_named_with_its_log(study: Study, tmp_path: Path) 
 # --- figures and files -----------------------------------------------------------------------------
 
 
-def test_a_report_is_written_whole_and_printed_from_its_summary(study: Study, tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "size.png").write_bytes(b"of an older study")
-    write_report(*study, tmp_path)
-    names = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
+@pytest.fixture(scope="module")
+def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written report, in a folder where one of another study was before."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "size.png").write_bytes(b"of an older study")
+    write_report(*study, folder)
+    return folder
+
+
+def test_a_report_is_written_whole_and_without_old_figures(report: Path) -> None:
+    names = {str(f.relative_to(report)) for f in report.rglob("*") if f.is_file()}
     figures = {f"figures/{p.name}.{s}" for p in PLOTS if p.name != "size" for s in ("png", "svg")}
     tables = {"index.html", "table.md", "table.csv", "table.tex", "comparisons.csv", "summary.json"}
     assert names == figures | tables
+
+
+def test_the_terminal_shows_what_the_last_report_compared(study: Study, report: Path) -> None:
     console = Console(width=120, no_color=True)
     with console.capture() as captured:
-        print_table(*study, tmp_path, console)
-    readings = json.loads((tmp_path / "summary.json").read_text("utf-8"))["readings"]
+        print_table(*study, report, console)
+    readings = json.loads((report / "summary.json").read_text("utf-8"))["readings"]
     assert {r["against"] for r in readings} == {"base", "cont_sft", "gt_dpo", "nsft/matched_random"}
     assert "nsft against cont_sft:" in captured.get()
 
 
-def test_the_same_results_give_the_same_files(study: Study, tmp_path: Path) -> None:
-    for place in ("a", "b"):
-        write_report(study[0], study[1], tmp_path / place)
-    for file in (f for f in (tmp_path / "a").rglob("*") if f.is_file()):
-        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes(), file
+def test_the_same_results_give_the_same_files(study: Study, report: Path, tmp_path: Path) -> None:
+    write_report(*study, tmp_path)
+    for file in (f for f in report.rglob("*") if f.is_file()):
+        assert file.read_bytes() == (tmp_path / file.relative_to(report)).read_bytes(), file
 
 
-def test_scores_are_drawn_against_size_where_there_are_two(tmp_path: Path) -> None:
-    found = make_results(*make_study(tmp_path, seeds=(0, 1), num_images=12, sizes=(100, 200)), replicates=50)
-    drawn, missing = draw_all(found)
-    assert [d.plot.name for d in drawn] == [p.name for p in PLOTS]
-    assert missing == []
+def test_scores_are_drawn_against_size_where_there_are_two(study: Study, tmp_path: Path) -> None:
+    cells = make_study(tmp_path, seeds=(0, 1), num_images=12, sizes=(100, 200))
+    with drawing():
+        assert draw_sizes(make_results(*study, replicates=0), Style()) is None
+        figure = draw_sizes(make_results(*cells, replicates=0), Style(narrow=True))
+    assert figure is not None
+    assert len(figure.axes) == 8
 
 
 def test_a_study_of_the_base_alone_draws_nothing_and_says_what_is_needed(study: Study) -> None:
@@ -283,11 +306,11 @@ def test_a_study_of_the_base_alone_draws_nothing_and_says_what_is_needed(study: 
     assert [p.needs for p in missing] == [p.needs for p in PLOTS]
 
 
-def test_a_dark_figure_keeps_no_light_colour(results: Results) -> None:
-    drawn, _ = draw_all(results)
-    for figure in drawn:
-        assert not any(colour in darkened(figure.wide) for colour in DARK), figure.plot.name
-        assert any(colour in darkened(figure.wide) for colour in DARK.values())
+def test_a_dark_figure_keeps_no_light_colour(report: Path) -> None:
+    for file in (report / "figures").glob("*.svg"):
+        dark = darkened(file.read_text("utf-8"))
+        assert not any(colour in dark for colour in DARK), file
+        assert any(colour in dark for colour in DARK.values())
 
 
 def test_labels_keep_their_colour_and_no_two_look_alike() -> None:

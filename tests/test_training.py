@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from nsft_exp.lit import telling_out_of_memory
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.nsft import NSFT
-from nsft_exp.method.sft import SFT
+from nsft_exp.method.sft import SFT, opening
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
-from nsft_exp.records import Item, UserError
-from nsft_exp.training import reference_mode
+from nsft_exp.records import Decoding, Item, Request, UserError
+from nsft_exp.reference import reference_mode
+from nsft_exp.training import fit
 from nsft_exp.vlm.scratch import ScratchLlava
 from tiny_training import adapter, make_items, rows, train
 
@@ -145,10 +150,6 @@ def test_a_trained_projector_is_kept_with_the_adapter(items: list[Item], tmp_pat
 
 
 def test_a_second_training_goes_on_from_the_first(items: list[Item], tmp_path: Path) -> None:
-    from random import Random
-
-    from nsft_exp.training import fit
-
     train(SFT(), items, tmp_path / "first", epochs=4)
     method, again = SFT(), tmp_path / "second"
     fit(
@@ -185,8 +186,9 @@ class Killed(DPO):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(policy, reference)
 
-folder = Path(sys.argv[1]) train(Killed(), make_items(folder / "items"), folder / "run", make_items(folder /
-"items")[:2], **eval(sys.argv[2]))
+folder = Path(sys.argv[1])
+items = make_items(folder / "items")
+train(Killed(), items, folder / "run", items[:2], **eval(sys.argv[2]))
 """
 OPTIONS: dict[str, Any] = {
     "epochs": 4,
@@ -322,3 +324,87 @@ def test_an_option_that_does_not_exist_is_refused(build: Any, message: str) -> N
 def test_lora_targets_that_match_nothing_are_refused(items: list[Item], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tuning\.targets=nowhere"):
         train(SFT(), items, tmp_path / "run", targets="nowhere")
+
+
+def test_activation_checkpointing_changes_nothing(items: list[Item], tmp_path: Path) -> None:
+    for switch in (False, True):
+        train(NSFT(), items, tmp_path / str(switch), activation_checkpointing=switch)
+    assert_same_run(tmp_path / "False", tmp_path / "True")
+
+
+def test_a_bfloat16_model_trains_float32_adapters_that_stay_beside_its_weights(
+    items: list[Item], tmp_path: Path
+) -> None:
+    small = ScratchLlava(device="cpu", dtype="bfloat16")
+    summary = train(DPO(), items, tmp_path / "run", vlm=small, epochs=4, train_projector=True)
+    assert summary["precision"] == "bf16-mixed"
+    losses = [row["loss"] for row in rows(tmp_path / "run")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert losses[-1] < 0.5 * losses[0]
+    assert {tensor.dtype for tensor in adapter(tmp_path / "run").values()} == {torch.float32}
+    base, tuned = small.load(), small.load([tmp_path / "run"])
+    assert any("lora_A" in name for name, _ in tuned.model.named_parameters())
+    ids = torch.tensor([base.chat.text("Is there a cat?")])
+    assert not torch.allclose(base.hidden(ids), tuned.hidden(ids), atol=1e-2)
+
+
+def test_an_answer_after_training_is_the_trained_one(items: list[Item], tmp_path: Path) -> None:
+    """Overfitted on one item, the model gives that answer back; generation and training write alike."""
+    one = [items[3]]
+    train(SFT(), one, tmp_path / "run", kind="scratch", epochs=60, learning_rate=1e-2)
+    tuned = ScratchLlava(device="cpu").load([tmp_path / "run"])
+    sample = one[0].sample
+    request = Request(sample.id, sample.image, opening(sample), decoding=Decoding(max_new_tokens=60))
+    ((_, (reply,)),) = tuned.generate([request])
+    assert (reply.text, reply.finish) == (sample.answer, "stop")
+
+
+def test_pictures_can_come_from_the_source_instead_of_files(items: list[Item], tmp_path: Path) -> None:
+    drawn = [
+        dataclasses.replace(i, sample=dataclasses.replace(i.sample, image=f"toy:{n}"))
+        for n, i in enumerate(items)
+    ]
+    opened: list[str] = []
+
+    def open_image(image: str) -> Image.Image:
+        opened.append(image)
+        return Image.new("RGB", (20, 30), (int(image.removeprefix("toy:")), 0, 0))
+
+    method = SFT()
+    fit(
+        vlm=ScratchLlava(device="cpu"),
+        method=method,
+        examples=method.examples(drawn, Random(0)),
+        validation=[],
+        folder=tmp_path / "run",
+        references=tmp_path / "reference",
+        recipe=Recipe("t", 1e-3, 4, epochs=2, lora_rank=2, lora_alpha=4),
+        tuning=Tuning(),
+        trainer=TrainerOptions(accelerator="cpu", threads=1),
+        seed=0,
+        open_image=open_image,
+        progress=False,
+    )
+    assert sorted(opened) == sorted(f"toy:{n}" for n in range(len(items)))  # once each, in two epochs
+
+
+def test_control_c_stops_as_keyboard_interrupt_and_the_next_run_goes_on(
+    items: list[Item], tmp_path: Path
+) -> None:
+    class Interrupted(SFT):
+        calls = 0
+
+        def loss(self, policy: Any, reference: Any) -> dict[str, Any]:
+            self.calls += policy.logp.requires_grad
+            if self.calls == 4:
+                raise KeyboardInterrupt
+            return super().loss(policy, reference)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted(), items, tmp_path / "cut", epochs=3, checkpoint_every=1)
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert len(rows(tmp_path / "cut")) == 3
+    for name in ("cut", "whole"):
+        train(SFT(), items, tmp_path / name, epochs=3, checkpoint_every=1)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")

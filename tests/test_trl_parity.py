@@ -94,7 +94,7 @@ def test_dpo_equals_trls(items: list[Item], tmp_path: Path) -> None:
         2, 1, 1, 1
     )
     theirs = trainer.compute_loss(trainer.model, inputs)
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_equal_within_1e5(our_gradients, gradients(policy.model, theirs))
 
 
@@ -121,5 +121,5 @@ def test_sft_equals_trls(supervise_history: bool, items: list[Item], tmp_path: P
     inputs = trainer.data_collator(rows)
     inputs["pixel_values"] = torch.stack([policy.pixels(str(i.sample.image)) for i in items])
     theirs = trainer.compute_loss(trainer.model, inputs)
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_equal_within_1e5(our_gradients, gradients(policy.model, theirs))

@@ -83,7 +83,10 @@ def conclude(outcomes: list[dict[str, Any]], config: DictConfig, multirun: bool)
         show(outcomes, config)
     failed = [o for o in outcomes if o["status"] != "ok"]
     for outcome in failed:
-        print(f"nsft: {outcome['label']} seed {outcome.get('seed')}: {outcome['error']} (log: {outcome['log']})", file=sys.stderr)
+        print(
+            f"nsft: {outcome['label']} seed {outcome.get('seed')}: {outcome['error']} (log: {outcome['log']})",
+            file=sys.stderr,
+        )
     if not failed:
         return 0
     return 2 if not multirun and failed[0].get("refused") else 1

@@ -87,7 +87,7 @@ def _encode(
 
 
 def _compact(conversation: Conversation, encoded: Encoded) -> EncodedConversation:
-    plain = all(weight == 1.0 for weight in encoded.weights)
+    plain = encoded.weights.count(1.0) == len(encoded.weights)
     return EncodedConversation(
         ids=np.array(encoded.ids, dtype=np.int32),
         roles=np.array(encoded.roles, dtype=np.int8),

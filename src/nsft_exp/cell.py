@@ -30,7 +30,12 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
     Nothing is raised but KeyboardInterrupt: the traceback of a failure goes to the job's log.
     """
     choices = configs.current_choices()
-    outcome: dict[str, Any] = {"label": row_label(choices), "choices": choices, "status": "failed", "error": ""}
+    outcome: dict[str, Any] = {
+        "label": row_label(choices),
+        "choices": choices,
+        "status": "failed",
+        "error": "",
+    }
     outcome["log"] = str(Path(HydraConfig.get().runtime.output_dir) / "nsft.log")
     run: CellRun | None = None
     try:

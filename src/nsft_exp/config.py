@@ -47,7 +47,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def current_choices() -> dict[str, str]:
     """The chosen option of every group in the running Hydra job."""
-    return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items() if "/" not in group}
+    return {
+        group: str(option) for group, option in HydraConfig.get().runtime.choices.items() if "/" not in group
+    }
 
 
 def compose_config(overrides: list[str], name: str = "config") -> DictConfig:

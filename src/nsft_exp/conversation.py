@@ -61,7 +61,7 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """How many tokens a loss can find (every role but `prompt`)."""
-        return sum(role != PROMPT for role in self.roles)
+        return len(self.roles) - self.roles.count(PROMPT)
 
 
 class ChatEncoder:

@@ -100,9 +100,7 @@ class Method(Protocol):
     def examples(self, items: Sequence[Item], rng: Random) -> list[Example]:
         """The whole ordered list of training examples: pure, no torch."""
 
-    def loss(
-        self, policy: TokenScores, reference: TokenScores | None
-    ) -> dict[str, tuple[Any, Any]]:
+    def loss(self, policy: TokenScores, reference: TokenScores | None) -> dict[str, tuple[Any, Any]]:
         """Each term as (sum, weight) over a micro-batch; the loop divides by the global batch's weight.
 
         A weight depends on roles, weights and example numbers only, never on log-probabilities, so that

@@ -22,6 +22,8 @@ from nsft_exp import losses
 from nsft_exp.batching import Batch, EncodedExample
 from nsft_exp.conversation import PROMPT
 from nsft_exp.losses import TokenScores
+from nsft_exp.recipe import Tuning
+from nsft_exp.records import UserError
 from nsft_exp.vlm.loaded import LoadedHF
 
 
@@ -76,6 +78,27 @@ class Cached:
         logp = torch.zeros(batch.ids.shape, device=batch.ids.device)
         logp = logp.masked_scatter(batch.where, torch.cat(parts).to(logp.device))
         return TokenScores(logp, batch.weight, batch.role, batch.example)
+
+
+def reference_mode(needs: str, tuning: Tuning, asked: str) -> str:
+    """Return how the reference is had: `none`, `adapter_off`, `cached` or `copy`.
+
+    `auto` switches adapters off where there are any; else it caches log-probabilities, or copies the model
+    for a distribution. Raises UserError for a way that cannot work.
+    """
+    if needs == "nothing":
+        return "none"
+    if asked == "auto":
+        return "adapter_off" if tuning.kind == "lora" else "cached" if needs == "logp" else "copy"
+    if asked == "adapter_off" and tuning.kind != "lora":
+        raise UserError(
+            f"trainer.reference=adapter_off needs tuning=lora, not {tuning.kind}; take cached or copy"
+        )
+    if asked == "cached" and needs == "distribution":
+        raise UserError(
+            "trainer.reference=cached keeps no distributions, which the KL needs; take adapter_off or copy"
+        )
+    return asked
 
 
 def token_scores(loaded: LoadedHF, batch: Batch, features: Tensor | None = None) -> TokenScores:

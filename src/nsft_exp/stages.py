@@ -22,7 +22,18 @@ from typing import Any
 from hydra.utils import instantiate
 
 from nsft_exp.plan import Step
-from nsft_exp.records import Correction, Item, ItemScore, Preference, Reply, Request, Sample, UserError, from_json, to_json
+from nsft_exp.records import (
+    Correction,
+    Item,
+    ItemScore,
+    Preference,
+    Reply,
+    Request,
+    Sample,
+    UserError,
+    from_json,
+    to_json,
+)
 from nsft_exp.store import StageFolder, Store, digest
 
 REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
@@ -45,7 +56,9 @@ class CellRun:
 
 def run_step(step: Step, run: CellRun) -> StageFolder:
     """Run one step (or find it done), note its folder in `run` and return it."""
-    folder = {"respond": respond, "critique": critique, "train": train, "evaluate": evaluate}[step.kind](step, run)
+    folder = {"respond": respond, "critique": critique, "train": train, "evaluate": evaluate}[step.kind](
+        step, run
+    )
     run.folders[step.name] = folder
     return folder
 
@@ -73,7 +86,9 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
     folder = _open(step, run, without=("source.size", "source.seed"))
     inputs = {
-        s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])]) for s in samples if s.id in preferences
+        s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])])
+        for s in samples
+        if s.id in preferences
     }
     with folder.lock():
         done = _done(folder, inputs)
@@ -99,7 +114,9 @@ def _append(
             append({"input": inputs[record.id], **to_json(record)})
     rows = list(folder.records())
     statuses = Counter(row["status"] for row in rows)
-    folder.finish({"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started)})
+    folder.finish(
+        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started)}
+    )
 
 
 def _done(folder: StageFolder, inputs: dict[str, str]) -> set[str]:
@@ -112,9 +129,11 @@ def sample_digest(sample: Sample, store: Store) -> str:
     return digest([sample.id, image, sample.question, sample.answer, to_json(sample.history)])
 
 
-def read_preferences(folder: StageFolder | None, samples: Iterable[Sample], store: Store) -> dict[str, Preference]:
+def read_preferences(
+    folder: StageFolder | None, samples: Iterable[Sample], store: Store
+) -> dict[str, Preference]:
     """Return the respond stage's records of these samples, by id."""
-    return _read(folder, Preference, {s.id: sample_digest(s, store) for s in samples})
+    return _read(folder, Preference, {s.id: sample_digest(s, store) for s in samples}) if folder else {}
 
 
 def _read(folder: StageFolder | None, kind: Any, inputs: dict[str, str]) -> dict[str, Any]:
@@ -134,7 +153,9 @@ def train(step: Step, run: CellRun) -> StageFolder:
     seed = step.nodes["seed"]
     examples = method.examples(items, Random(seed))
     if not examples:
-        raise UserError(f"{step.nodes['method']['_target_']}: no example to train on ({len(items)} samples); see the respond stage's statuses")
+        raise UserError(
+            f"{step.nodes['method']['_target_']}: no example to train on ({len(items)} samples); see the respond stage's statuses"
+        )
     content = digest([_example_digest(e, run.store) for e in examples])
     folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
     with folder.lock():
@@ -157,7 +178,13 @@ def train(step: Step, run: CellRun) -> StageFolder:
                 parents=[run.folders[name].path for name in step.init],
             )
             shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
-            folder.finish({"counts": {**item_counts(items), "examples": len(examples)}, **summary, **circumstances(started)})
+            folder.finish(
+                {
+                    "counts": {**item_counts(items), "examples": len(examples)},
+                    **summary,
+                    **circumstances(started),
+                }
+            )
     return folder
 
 
@@ -169,7 +196,9 @@ def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     corrections: dict[str, Correction] = {}
     if critique_folder:
         inputs = {
-            s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])]) for s in samples if s.id in preferences
+            s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])])
+            for s in samples
+            if s.id in preferences
         }
         corrections = _read(critique_folder, Correction, inputs)
     items = [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
@@ -183,7 +212,11 @@ def item_counts(items: list[Item]) -> dict[str, Any]:
     corrections = Counter(i.correction.status for i in items if i.correction)
     counts: dict[str, Any] = {"samples": len(items)}
     if pairs:
-        counts |= {"pairs": pairs["ok"], "equal": pairs["equal"], "pairs_by_status": dict(sorted(pairs.items()))}
+        counts |= {
+            "pairs": pairs["ok"],
+            "equal": pairs["equal"],
+            "pairs_by_status": dict(sorted(pairs.items())),
+        }
     if corrections:
         counts["corrections"] = dict(sorted(corrections.items()))
     return counts
@@ -267,7 +300,9 @@ def score_answers(
         "n": len(requests),
         "counts": counts,
         "complete": counts["scored"] == len(requests),
-        "metrics": {name: None if value is None or value != value else float(value) for name, value in metrics.items()},
+        "metrics": {
+            name: None if value is None or value != value else float(value) for name, value in metrics.items()
+        },
         "summed": {name: float(value) for name, value in sorted(totals.items())},
     }
 
@@ -316,7 +351,9 @@ def circumstances(started: float) -> dict[str, Any]:
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("nsft-exp", "torch", "transformers", "lightning", "peft")},
+        "versions": {
+            name: _version(name) for name in ("nsft-exp", "torch", "transformers", "lightning", "peft")
+        },
         "git": git_revision(),
     }
 
@@ -333,7 +370,11 @@ def git_revision() -> str | None:
     here = Path(__file__).parent
     try:
         out = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

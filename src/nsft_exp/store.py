@@ -22,7 +22,17 @@ from filelock import FileLock
 
 from nsft_exp.records import UserError
 
-PATHS = ("*.file", "*.folder", "*.root", "*.image_root", "*.path", "*.lexicon", "*.synonyms", "*.replies", "*.tokenizer")
+PATHS = (
+    "*.file",
+    "*.folder",
+    "*.root",
+    "*.image_root",
+    "*.path",
+    "*.lexicon",
+    "*.synonyms",
+    "*.replies",
+    "*.tokenizer",
+)
 """Config leaves that are places: the content behind them is in the key, the place is not."""
 
 IGNORED = (
@@ -51,7 +61,11 @@ IGNORED = (
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of every leaf of nested dictionaries and lists."""
     children = (
-        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else None
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else None
     )
     if children is None or not node:
         yield prefix, node
@@ -83,7 +97,9 @@ class Store:
             probe.unlink()
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{self.root}: cannot write there ({reason}); set paths.runs to a writable folder") from error
+            raise UserError(
+                f"{self.root}: cannot write there ({reason}); set paths.runs to a writable folder"
+            ) from error
 
     def key(self, stage: str, nodes: dict[str, Any], inputs: Any = None, revision: int = 1) -> str:
         """Return the key of a stage: 12 hex digits over what decides its result.
@@ -149,7 +165,9 @@ class StageFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write `config.yaml`: what this stage was asked to do."""
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomically(
+            self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        )
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of `config.yaml`."""
@@ -162,7 +180,9 @@ class StageFolder:
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, after which the stage counts as complete."""
-        write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(
+            self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        )
 
     def reopen(self) -> None:
         """Take the manifest away: the stage is being extended."""
@@ -180,7 +200,9 @@ class StageFolder:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise UserError(f"{file}: line {number} is not JSON; delete the folder to run the stage again") from error
+                    raise UserError(
+                        f"{file}: line {number} is not JSON; delete the folder to run the stage again"
+                    ) from error
 
     @contextlib.contextmanager
     def appending(self, name: str = "records.jsonl") -> Iterator[Appender]:

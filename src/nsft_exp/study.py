@@ -21,7 +21,9 @@ def study_folder(config: DictConfig) -> Path:
 
 def save_outcomes(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
     """Write what the cells of this multirun came to (they replace the last multirun's)."""
-    write_atomically(study_folder(config) / "cells.json", json.dumps(outcomes, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(
+        study_folder(config) / "cells.json", json.dumps(outcomes, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def load_outcomes(config: DictConfig) -> list[dict[str, Any]]:
@@ -55,7 +57,13 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
 
 def _state(outcome: dict[str, Any]) -> Any:
     """What a report depends on in one cell: its stage folders (their names hold the keys) and how it ended."""
-    return [outcome["label"], outcome["status"], outcome["error"], outcome.get("seed"), outcome.get("folders")]
+    return [
+        outcome["label"],
+        outcome["status"],
+        outcome["error"],
+        outcome.get("seed"),
+        outcome.get("folders"),
+    ]
 
 
 def log_cells(cells: list[Cell], config: DictConfig) -> None:
@@ -119,7 +127,9 @@ def make_cell(outcome: dict[str, Any]) -> Cell:
         train_folder=_path(folders, "train"),
         respond_folder=_path(folders, "respond"),
         critique_folder=_path(folders, "critique"),
-        evaluations=tuple(_evaluation(name, Path(path)) for name, path in folders.items() if name.startswith("evaluate:")),
+        evaluations=tuple(
+            _evaluation(name, Path(path)) for name, path in folders.items() if name.startswith("evaluate:")
+        ),
     )
 
 
@@ -127,7 +137,9 @@ def _counts(trained: dict[str, Any] | None) -> dict[str, Any]:
     """What went into training, from the train stage's manifest."""
     if trained is None:
         return {}
-    return trained["counts"] | {name: trained[name] for name in ("steps", "supervised_tokens") if name in trained}
+    return trained["counts"] | {
+        name: trained[name] for name in ("steps", "supervised_tokens") if name in trained
+    }
 
 
 def _costs(trained: dict[str, Any] | None) -> dict[str, Any]:

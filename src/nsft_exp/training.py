@@ -7,40 +7,31 @@ killed: the same metrics file and the same weights, byte for byte on the same ma
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
-from nsft_exp.batching import (
-    Batch,
-    EncodedExample,
-    GlobalBatches,
-    collate,
-    encode_examples,
-    global_batches,
-    micro_batches,
-)
+from nsft_exp.batching import GlobalBatches
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles
 from nsft_exp.conversation import PROMPT
 from nsft_exp.interfaces import VLM, Method
+from nsft_exp.job import Job, make_reference, make_trainable, prepare
 from nsft_exp.lit import TokenTraining, peak_memory
 from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
-from nsft_exp.records import ROLES, Decoding, Example, Request, UserError
-from nsft_exp.reference import Live, Reference, cached
-from nsft_exp.vlm.loaded import LoadedHF, replace_folder
+from nsft_exp.records import ROLES, Decoding, Example, Request
+from nsft_exp.reference import Live, Reference, reference_mode
+from nsft_exp.vlm.loaded import replace_folder
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
-PIXEL_CACHE_BYTES = 256 * 2**20
-"""How much memory preprocessed images may take between epochs."""
 
 
 def fit(
@@ -74,9 +65,11 @@ def fit(
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    job = _prepare(vlm, method, examples, validation, recipe, tuning, trainer, seed, open_image, parents)
-    reference = _reference(job, references, vlm, parents)
-    peft = _make_trainable(job)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    job = prepare(vlm, method, examples, validation, recipe, tuning, trainer, seed, open_image, parents)
+    reference = make_reference(job, references, vlm, parents)
+    peft = make_trainable(job)
     if isinstance(reference, Live) and reference.loaded is job.loaded:
         assert peft is not None
         reference.switched_off = peft.disable_adapter
@@ -87,175 +80,11 @@ def fit(
     return _summary(job, reference, files)
 
 
-@dataclass
-class Job:
-    """Everything that one training is made of."""
-
-    loaded: LoadedHF
-    method: Method
-    examples: list[EncodedExample]
-    """Those that are trained on, then those of the validation set."""
-    num_trained: int
-    dropped: dict[str, int]
-    steps: list[list[int]]
-    pixels: Callable[[str, str], torch.Tensor]
-    recipe: Recipe
-    tuning: Tuning
-    trainer: TrainerOptions
-    seed: int
-    precision: str
-    device: torch.device
-    validation: Sequence[Example]
-
-    def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
-        """Micro-batches of these examples."""
-        lengths = [example.length for example in self.examples]
-        for some in micro_batches(numbers, lengths, self.trainer.micro_batch):
-            yield collate(self.examples, some, self.pixels, self.loaded.pad_id)
-
-    def context(self) -> AbstractContextManager[Any]:
-        """The block in which the model runs at the job's precision."""
-        if self.precision == "bf16-mixed":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-
 def quiet() -> None:
     """Keep Lightning from talking about what is meant as it is."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-
-
-def _prepare(
-    vlm: VLM,
-    method: Method,
-    examples: Sequence[Example],
-    validation: Sequence[Example],
-    recipe: Recipe,
-    tuning: Tuning,
-    trainer: TrainerOptions,
-    seed: int,
-    open_image: Callable[[str], Any] | None,
-    parents: Sequence[Path],
-) -> Job:
-    device = _device(trainer)
-    loaded: Any = vlm.load(parents, device=str(device))  # type: ignore[call-arg]
-    loaded.opener = open_image
-    limit = min(recipe.max_length, loaded.max_length)
-    train, counts = encode_examples(examples, loaded.chat, loaded.num_image_tokens, limit)
-    held, _ = encode_examples(validation, loaded.chat, loaded.num_image_tokens, limit)
-    if not train:
-        raise UserError(
-            f"no example fits within {limit} tokens ({counts['dropped']} dropped); raise recipe.max_length"
-        )
-    precision = trainer.precision or ("32-true" if loaded.model.dtype == torch.float32 else "bf16-mixed")
-    size = loaded.preprocessing.size
-    pixels = lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // (12 * size * size)))(loaded.pixels)
-    return Job(
-        loaded=loaded,
-        method=method,
-        examples=[*train, *held],
-        num_trained=len(train),
-        dropped=counts,
-        steps=global_batches(len(train), recipe.batch_size, recipe.epochs, seed),
-        pixels=pixels,
-        recipe=recipe,
-        tuning=tuning,
-        trainer=trainer,
-        seed=seed,
-        precision=precision,
-        device=device,
-        validation=validation,
-    )
-
-
-def _device(trainer: TrainerOptions) -> torch.device:
-    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: there is no GPU here; take trainer.accelerator=cpu")
-    gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda:0" if gpu else "cpu")
-
-
-# --- the reference ---------------------------------------------------------------------------------
-
-
-def reference_mode(needs: str, tuning: Tuning, asked: str) -> str:
-    """Return how the reference is had: `none`, `adapter_off`, `cached` or `copy`.
-
-    `auto` switches adapters off where there are any; else it caches log-probabilities, or copies the model
-    for a distribution. Raises UserError for a way that cannot work.
-    """
-    if needs == "nothing":
-        return "none"
-    if asked == "auto":
-        return "adapter_off" if tuning.kind == "lora" else "cached" if needs == "logp" else "copy"
-    if asked == "adapter_off" and tuning.kind != "lora":
-        raise UserError(
-            f"trainer.reference=adapter_off needs tuning=lora, not {tuning.kind}; take cached or copy"
-        )
-    if asked == "cached" and needs == "distribution":
-        raise UserError(
-            "trainer.reference=cached keeps no distributions, which the KL needs; take adapter_off or copy"
-        )
-    return asked
-
-
-def _reference(job: Job, folder: Path, vlm: VLM, parents: Sequence[Path]) -> Reference | None:
-    """The reference, made before the policy gets its adapters: the model that training starts from."""
-    mode = reference_mode(job.method.needs.reference, job.tuning, job.trainer.reference)
-    if mode == "none":
-        return None
-    if mode == "adapter_off":
-        return Live(job.loaded)
-    if mode == "copy":
-        other: Any = vlm.load(parents, device=str(job.device))  # type: ignore[call-arg]
-        other.model.requires_grad_(False)
-        return Live(other)
-    numbers = range(len(job.examples))
-    return cached(job.loaded, job.examples, lambda: job.batches(numbers), folder, job.context)
-
-
-# --- what is trained -------------------------------------------------------------------------------
-
-
-def _make_trainable(job: Job) -> PeftModel | None:
-    """Freeze and unfreeze, or put LoRA on the model (returned then). Trained weights are held in float32."""
-    model, tuning = job.loaded.model, job.tuning
-    model.requires_grad_(False)
-    peft = _with_lora(job) if tuning.kind == "lora" else None
-    if tuning.kind == "scratch":
-        model.requires_grad_(True)
-    if tuning.kind == "full":
-        model.model.language_model.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
-        model.model.multi_modal_projector.requires_grad_(tuning.train_projector)
-    if job.precision != "bf16-true":
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    if tuning.activation_checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return peft
-
-
-def _with_lora(job: Job) -> PeftModel:
-    recipe, tuning = job.recipe, job.tuning
-    config = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=tuning.targets,
-        modules_to_save=["multi_modal_projector"] if tuning.train_projector else None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        try:
-            return get_peft_model(job.loaded.model, config)
-        except ValueError as error:
-            raise UserError(
-                f"tuning.targets={tuning.targets}: no module has such a name ({error})"
-            ) from error
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -315,11 +144,22 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         job.loaded.pad_id,
         job.trainer.num_workers,
     )
-    trainer.fit(
-        module, train_dataloaders=loader, ckpt_path=files.checkpoint if done else None, weights_only=True
-    )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with _interruptible(trainer):
+        checkpoint = files.checkpoint if done else None
+        trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+
+
+@contextmanager
+def _interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Let Ctrl-C be KeyboardInterrupt: Lightning would exit the process and ignore further signals."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 # --- afterwards ------------------------------------------------------------------------------------

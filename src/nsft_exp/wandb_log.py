@@ -47,7 +47,8 @@ class Wandb:
     def log(self, cell: Cell, group: str = "") -> Path:
         """Write one cell's config, training history, sample answers and scores; return its folder.
 
-        The group is the study and the row (what W&B averages over seeds).
+        The group is the study and the row (what W&B averages over seeds). W&B's service may still be
+        writing when this returns; it has finished when the process ends (or after `wandb.teardown()`).
         """
         folder = Path(self.folder).resolve() / re.sub(r"[^\w.=-]+", "-", cell.name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +108,8 @@ def row_name(cell: Cell) -> str:
 def tags_of(cell: Cell, more: tuple[str, ...]) -> list[str]:
     """Return the run's tags (W&B allows 64 characters each)."""
     size = f"size={cell.size}" if cell.size is not None else ""
-    parts = [cell.method, cell.variant, f"source={cell.source}", size, f"vlm={cell.vlm}", f"seed={cell.seed}"]
+    seed = f"seed={cell.seed}" if cell.seed is not None else ""
+    parts = [cell.method, cell.variant, f"source={cell.source}", size, f"vlm={cell.vlm}", seed]
     return [tag[:64] for tag in dict.fromkeys([*parts, *more]) if tag]
 
 

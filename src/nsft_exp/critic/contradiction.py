@@ -70,7 +70,7 @@ def _judge(truth: Truth, claim: Claim, claims: Sequence[Claim]) -> Iterator[Cont
     elif claim.kind in ("count", "total"):
         number = truth.number_in_all() if claim.kind == "total" else truth.number(claim.noun)
         if number == 0 and claim.value != "0" and claim.kind == "count":
-            yield Contradiction("existence", claim, "")
+            yield Contradiction("existence", replace(claim, value=""), "")
         elif number is not None and str(number) != claim.value:
             yield Contradiction(claim.kind, claim, str(number))
     elif claim.kind == "relation":
@@ -82,7 +82,7 @@ def _judge(truth: Truth, claim: Claim, claims: Sequence[Claim]) -> Iterator[Cont
     elif claim.kind == "text" and truth.glyph not in (None, claim.value):
         yield Contradiction("text", claim, truth.glyph or "")
     elif claim.kind == "text" and truth.present(SIGN) is False:
-        yield Contradiction("existence", replace(claim, noun=SIGN), "")
+        yield Contradiction("existence", replace(claim, noun=SIGN, value=""), "")
 
 
 def _judge_existence(truth: Truth, claim: Claim, claims: Sequence[Claim]) -> Iterator[Contradiction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ class Lexicon:
     def number(self, word: str) -> int | None:
         """The number that a counting word or a digit says."""
         words = self.data["counts"]
-        return words.index(word) if word in words else int(word) if word.isdigit() else None
+        digits = re.fullmatch("[0-9]{1,3}", word)
+        return words.index(word) if word in words else int(word) if digits else None
 
     def choices(self, kind: str) -> tuple[str, ...]:
         """The values that a kind of claim can have."""

@@ -55,10 +55,15 @@ class MatchedRandom:
 
 
 def redraw(shapes: Iterable[tuple[str, str, bool]], truth: Truth, rng: Random) -> list[Ask]:
-    """Return turns of the given shapes about facts drawn from the truth, each only once where it can be."""
+    """Return turns of the given shapes about facts drawn from the truth, each only once where it can be.
+
+    Returns none at all if the truth has no fact of some shape.
+    """
     turns: list[Ask] = []
     for kind, answer, by_quality in shapes:
         choices = candidates(kind, answer, by_quality, truth)
+        if not choices:
+            return []
         fresh = [ask for ask in choices if ask not in turns]
         turns.append(rng.choice(fresh or choices))
     return turns
@@ -118,7 +123,8 @@ def _valued(kind: str, answer: str, truth: Truth) -> Iterator[Ask]:
 
 def _values(kind: str, truth: Truth) -> list[tuple[str, str]]:
     """(noun, right value) of everything of a kind that is known."""
-    nouns = list(dict.fromkeys((*(thing["noun"] for thing in truth.things), *truth.counts)))
+    sign = [SIGN] if truth.glyph is not None else []
+    nouns = list(dict.fromkeys((*(thing["noun"] for thing in truth.things), *truth.counts, *sign)))
     if kind in QUALITIES:
         single = {noun: truth.single(noun) or {} for noun in nouns}
         return [(noun, thing[kind]) for noun, thing in single.items() if kind in thing]

@@ -19,6 +19,8 @@ from nsft_exp.critic.truth import Truth
 from nsft_exp.critic.wording import Ask, can_ask
 
 Half = Ask | None
+UNSAYABLE = ("", "0")
+"""Right values that no wording can state: unknown, or that there are no objects at all."""
 
 
 def plan(
@@ -75,7 +77,7 @@ def _halves(wrong: Contradiction, truth: Truth, rng: Random) -> tuple[Half, Half
         return Ask(kind, "no", "", claim.noun, right, place), Ask(kind, "yes", "", right, right, place)
     if wrong.twin:
         return _twin_halves(wrong, truth)
-    if not right:
+    if right in UNSAYABLE:
         return None, None
     value = (
         claim.value if claim.holds and claim.value != "0" else other_value(truth.lexicon, kind, right, rng)
@@ -114,7 +116,7 @@ def _open(wrong: Contradiction, truth: Truth) -> Half:
             return None
         named = " ".join(filter(None, (occupant.get("color"), occupant["noun"])))
         return Ask("naming", "open", "", "", named, wrong.place)
-    if wrong.twin or not wrong.right:
+    if wrong.twin or wrong.right in UNSAYABLE:
         return None
     return Ask(kind, "open", claim.noun, "", wrong.right, claim.other)
 

@@ -210,11 +210,11 @@ class Reader:
         nouns = [name for name, noun in self.lexicon.canonical.items() if noun != OBJECT]
         lists = {
             "noun": nouns, "size": data["sizes"], "color": data["colors"], "place": data["places"],
-            "relation": data["relations"], "scene": data["scenes"], "count": [*data["counts"], *"0123456789"],
+            "relation": data["relations"], "scene": data["scenes"], "count": data["counts"],
         }  # fmt: skip
-        return {
-            name: "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-            for name, words in lists.items()
+        found = {name: sorted(map(re.escape, words), key=len, reverse=True) for name, words in lists.items()}
+        return {name: "|".join(words) for name, words in found.items()} | {
+            "count": "|".join([*found["count"], "[0-9]{1,3}"])
         }
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nsft_exp.report.cell import Cell, Row
@@ -12,7 +13,7 @@ from nsft_exp.statistics import Bootstrap, Difference, ScoredItems, holm
 Rows = dict[tuple[str, str], list[Row]]
 
 
-def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int = 10_000) -> Results:
+def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int = 5_000) -> Results:
     """Read the cells' item scores and compute every mean and difference of the study.
 
     With `replicates=0` nothing is read and nothing compared: arms, columns and means only, at once.
@@ -61,13 +62,17 @@ def find_columns(cells: Sequence[Cell], headline: Sequence[str] | None = None) -
     found: dict[str, Column] = {}
     for e in evaluations.values():
         for m in e.benchmark.describe():
-            first = m.headline if headline is None else f"{e.name}/{m.name}" in headline
-            column = Column(e.name, m.name, m.title, m.better, m.scale, m.group, first)
+            shown = m.headline if headline is None else f"{e.name}/{m.name}" in headline
+            column = Column(e.name, m.name, m.title, m.better, m.scale, m.group, shown)
             if m.name in e.metrics:
                 found.setdefault(column.key, column)
+    first = {c.title: c for c in reversed(found.values())}  # the others of a title name their benchmark
+    columns = [
+        c if first[c.title] is c else replace(c, title=f"{c.title} ({c.benchmark})") for c in found.values()
+    ]
     place = {key: i for i, key in enumerate(headline or [])}
     order = lambda c: (list(GROUPS).index(c.group), place.get(c.key, len(place)))  # noqa: E731
-    return tuple(sorted(found.values(), key=order))
+    return tuple(sorted(columns, key=order))
 
 
 def _compare_all(

@@ -60,40 +60,38 @@ def _size_line(
 
 def draw_training(results: Results, style: Style) -> Figure | None:
     """A panel for each quantity of metrics.jsonl: the mean over seeds, and the seeds' range."""
-    curves: dict[str, dict[str, list[dict[float, float]]]] = {}
+    curves: dict[str, dict[tuple[str, bool], list[dict[float, float]]]] = {}
     for arm in largest(results.arms):
         for cell in arm.cells:
             for name, points in _curves(cell.history()).items():
-                curves.setdefault(name, {}).setdefault(arm.label, []).append(points)
-    names = sorted((n for n in curves if n.rpartition("/")[2] not in PLAIN), key=_curve_order)[:9]
+                held_out = name.startswith(VALIDATION)
+                panel = curves.setdefault(name.removeprefix(VALIDATION), {})
+                panel.setdefault((arm.label, held_out), []).append(points)
+    names = sorted((n for n in curves if n not in PLAIN), key=_curve_order)[:9]
     if not names:
         return None
     figure, axes = panels(len(names), style, 2.0)
     labels = [a.label for a in results.arms]
     for axis, name in zip(axes, names, strict=True):
-        for place, (label, runs) in enumerate(curves[name].items()):
-            _curve(axis, runs, *look(label, labels), place)
-        axis.set_title(name.replace("_", " "))
+        for place, ((label, held_out), runs) in enumerate(curves[name].items()):
+            _curve(axis, runs, *look(label, labels), place, "--" if held_out else "-")
+        axis.set_title(NAMES.get(name, name.replace("_", " ").replace("/", ": ")))
         axis.grid(axis="y")
         axis.set_xlabel("step")
-    label_legend(figure, labels, [label for name in names for label in curves[name]], style)
+    label_legend(figure, labels, [label for name in names for label, _ in curves[name]], style)
     return figure
 
 
-PLAIN = {"step", "epoch", "lr", "learning_rate", "supervised_tokens", "examples"}
+VALIDATION = "validation/"
+PLAIN = {"step", "epoch", "lr", "learning_rate", "supervised_tokens", "examples", "conversations"}
 """Columns of metrics.jsonl that say how far training is, not how it goes."""
-CURVE_ORDER = (
-    "loss",
-    "valid",
-    "chosen",
-    "correction",
-    "margin",
-    "accuracy",
-    "dpo",
-    "sft",
-    "rejected",
-    "grad",
-)
+NAMES = {
+    "logp/chosen": "log-probability of chosen",
+    "logp/rejected": "log-probability of rejected",
+    "logp/correction": "log-probability of corrections",
+    "grad_norm": "gradient norm",
+}
+CURVE_ORDER = ("loss", "margin", "accuracy", "chosen", "rejected", "correction", "kl", "grad")
 
 
 def _curve_order(name: str) -> tuple[int, str]:
@@ -109,7 +107,9 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]]:
     return curves
 
 
-def _curve(axis: Axes, runs: Sequence[dict[float, float]], colour: str, marker: str, place: int) -> None:
+def _curve(
+    axis: Axes, runs: Sequence[dict[float, float]], colour: str, marker: str, place: int, dashes: str
+) -> None:
     steps = np.array(sorted(set.intersection(*(set(run) for run in runs))))
     values = np.array([smooth(np.array([run[step] for step in steps])) for run in runs])
     every = max(1, len(steps) // 6)  # a marker now and then tells apart what overlaps
@@ -118,7 +118,7 @@ def _curve(axis: Axes, runs: Sequence[dict[float, float]], colour: str, marker: 
         "ms": 4,
         "markevery": (place * every // 4, every),
     }
-    axis.plot(steps, values.mean(0), color=colour, lw=1.6, **marks)
+    axis.plot(steps, values.mean(0), color=colour, lw=1.6, ls=dashes, **marks)
     if len(runs) > 1:
         axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)
 

@@ -11,7 +11,7 @@ from nsft_exp.report.bar import draw_errors
 from nsft_exp.report.curve import draw_sizes, draw_training
 from nsft_exp.report.forest import draw_differences, draw_improvement
 from nsft_exp.report.results import Results
-from nsft_exp.report.style import Style, drawing, to_png, to_svg
+from nsft_exp.report.style import Style, drawing, settle, to_png, to_svg
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def draw_all(results: Results) -> tuple[list[Drawn], list[Plot]]:
             if wide is None or narrow is None:
                 missing.append(plot)
             else:
-                drawn.append(Drawn(plot, to_svg(wide), to_svg(narrow), to_png(wide)))
+                settle(wide)
+                drawn.append(Drawn(plot, to_svg(wide), to_svg(settle(narrow)), to_png(wide)))
     return drawn, missing
 
 
@@ -84,7 +85,7 @@ PLOTS = (
         "training",
         "Training",
         "Mean over seeds of what training logged, smoothed over a twentieth of the steps; the band is the "
-        "seeds' range. Losses of different objectives are not comparable.",
+        "seeds' range. Broken lines: held-out samples. Losses of different objectives are not comparable.",
         draw_training,
         "needs the metrics of a trained method",
     ),

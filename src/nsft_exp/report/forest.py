@@ -50,7 +50,7 @@ def _forests(
         _forest(axis, shown, results, style, scale, student, limits)
         where = [source] * (len({s for s, _ in places}) > 1) + [vlm] * (len({v for _, v in places}) > 1)
         if len(wanted) > 1 or table.against != "base":
-            axis.set_title(" · ".join([f"against {table.against}", *where]))
+            axis.set_title("\n".join([f"against {table.against}", *where]))
         axis.set_xlabel(unit)
         same = all({c.column for c in other} == {c.column for c in shown} for *_, other in wanted)
         if place % 3 and same and not style.narrow:

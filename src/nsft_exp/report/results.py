@@ -196,6 +196,14 @@ class Results:
         """The first arm of the untrained VLM."""
         return next((arm for arm in self.arms if arm.is_base), None)
 
+    @cached_property
+    def num_scored(self) -> dict[str, set[int]]:
+        """Benchmark -> how many items have a score, over its cells."""
+        found: dict[str, set[int]] = {}
+        for (_, benchmark), rows in self.rows.items():
+            found.setdefault(benchmark, set()).add(sum(row.score is not None for row in rows))
+        return found
+
     def table(self, against: str) -> ComparisonTable | None:
         """Return the comparisons with one label."""
         return next((t for t in self.tables if t.against == against), None)

@@ -86,12 +86,18 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(num: int, style: Style, height: float, per_row: int = 3) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `num` panels, as many a row as its width carries."""
+def panels(
+    num: int, style: Style, height: float, per_row: int = 3, narrow_heights: Sequence[float] = ()
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `num` panels, as many a row as its width carries.
+
+    `height` is a row's in inches; `narrow_heights` are those of single panels where they stand in a column.
+    """
     columns = 1 if style.narrow else min(per_row, num)
     rows = -(-num // columns)
-    figure = Figure(figsize=(style.width, rows * height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    heights = list(narrow_heights) if style.narrow and narrow_heights else [height] * rows
+    figure = Figure(figsize=(style.width, sum(heights)), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel())
     for extra in axes[num:]:
         extra.remove()
     return figure, axes[:num]
@@ -111,6 +117,13 @@ def label_legend(figure: Figure, labels: Sequence[str], wanted: Sequence[str], s
     looks = [look(label, labels) for label in shown]
     handles = [Line2D([], [], color=colour, marker=marker, lw=1.8, ms=6) for colour, marker in looks]
     legend_above(figure, handles, shown, style)
+
+
+def settle(figure: Figure) -> Figure:
+    """Lay a figure out once and for all: each file would do it again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def to_svg(figure: Figure) -> str:

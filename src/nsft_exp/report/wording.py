@@ -90,12 +90,8 @@ def arm_name(arm: Arm, arms: Sequence[Arm]) -> str:
 
 
 def num_items(results: Results, column: Column) -> str:
-    """Return how many items a column's benchmark has: one number, or a range where cells differ."""
-    sizes = {
-        sum(r.score is not None for r in rows)
-        for (_, name), rows in results.rows.items()
-        if name == column.benchmark
-    }
+    """Return how many scored items a column's benchmark has: one number, or a range where cells differ."""
+    sizes = results.num_scored.get(column.benchmark)
     if not sizes:
         return DASH
     return quantity(min(sizes)) if len(sizes) == 1 else f"{quantity(min(sizes))}{DASH}{quantity(max(sizes))}"

@@ -193,7 +193,7 @@ class Ranks:
         cluster, label = (np.array([row[i] for row in rows], dtype=int) for i in (0, 1))
         rank = np.array([row[2] for row in rows], dtype=float)
         positive, negative = np.flatnonzero(label), np.flatnonzero(1 - label)
-        wins = np.zeros((num_clusters, num_clusters))
+        wins = np.zeros((num_clusters, num_clusters), np.float32)  # halves of whole numbers: exact
         for i in positive:
             won = (rank[i] > rank[negative]) + 0.5 * (rank[i] == rank[negative])
             wins[cluster[i]] += np.bincount(cluster[negative], weights=won, minlength=num_clusters)
@@ -203,7 +203,8 @@ class Ranks:
     def auc(self, weights: np.ndarray) -> np.ndarray:
         """Return the weighted areas [R] in 0-1 for cluster weights [R, C]; NaN without both labels."""
         pairs = (weights @ self.positives) * (weights @ self.negatives)
-        return ((weights @ self.wins) * weights).sum(1) / pairs
+        ordered = ((weights.astype(np.float32) @ self.wins) * weights).sum(1)
+        return ordered / pairs
 
 
 @dataclass(frozen=True)

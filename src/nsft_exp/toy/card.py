@@ -17,8 +17,8 @@ TEXT = """
 # The toy base
 
 A `LlavaForConditionalGeneration` of {parameters:,} parameters for the drawn world of `nsft_exp.toy`. It sees
-objects, colors, sizes, counts, places and signs, and names what usually is in a place where it sees badly: the
-texts that it learnt from did so too. It is of no use outside that world.
+objects, colors, sizes, counts, places and signs, and names what usually is in a place where it sees badly:
+the texts that it learnt from did so too. It is of no use outside that world.
 
 Made by `{command}`; the files that decide the world's content have the hash `{world}`.
 

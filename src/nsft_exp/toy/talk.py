@@ -25,6 +25,7 @@ LONG = ("detailed", "caption", "compare")
 SENTENCES = {  # kinds of exchange in a conversation of sentences, and their weights
     "detailed": 22, "caption": 20, "existence": 30, "color": 6, "size": 3, "count": 3, "total": 3,
     "position": 5, "naming": 6, "relation": 4, "scene": 3, "text": 8, "compare": 3,
+    "missing": 3, "word": 3,
 }  # fmt: skip
 WORDS = {  # and in one of short answers
     "existence": 30, "color": 9, "size": 5, "count": 5, "total": 5, "position": 7, "naming": 14,
@@ -64,9 +65,9 @@ def pretraining_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
 
 
 def _words_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
-    """Seven to nine questions; LLaVA's suffix stands in the first one only, as in its own data."""
+    """Five or six questions; LLaVA's suffix stands in the first one only, as in its own data."""
     talk: dict[str, Exchange] = {}
-    wanted = rng.randint(7, 9)
+    wanted = rng.randint(5, 6)
     while len(talk) < wanted:
         fact = draw_fact(_pick(WORDS, rng), careless(scene, rng), rng)
         said = fact and _word(fact, "plain" if talk else "short", rng)
@@ -83,9 +84,9 @@ def _word(fact: Fact, style: Style, rng: Random) -> Exchange | None:
 
 
 def _sentences_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
-    """Five or six exchanges, a description among them; no kind of long answer twice."""
+    """Three or four exchanges; no kind of long answer twice."""
     talk: dict[str, Exchange] = {}
-    wanted, weights = rng.randint(5, 6), dict(SENTENCES)
+    wanted, weights = rng.randint(3, 4), dict(SENTENCES)
     while len(talk) < wanted:
         kind = _pick(weights, rng)
         said = _sentence(kind, careless(scene, rng), rng)
@@ -104,7 +105,7 @@ def _sentence(kind: str, writer: Writer, rng: Random) -> Exchange | None:
         text = detailed(writer) if kind == "detailed" else caption(writer, rng.random() < 0.5)
         return Exchange(rng.choice(wordings), text)
     fact = draw_fact(kind, writer, rng)
-    use = rng.choices(list(USES), list(USES.values()))[0]
+    use = "correction" if kind == "word" else rng.choices(list(USES), list(USES.values()))[0]
     asked = fact is not None and lexicon()["questions"][kind].get(use)
     return exchange(fact, use, "full", rng) if fact and asked else None
 

@@ -6,7 +6,7 @@ A `Writer` holds what one writer of a text believes to be in a scene; an honest 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ def exchange(fact: Fact, use: Use, style: Style, rng: Random) -> Exchange:
 
 def is_polar(kind: str, use: Use) -> bool:
     """Whether a kind of question in a use is answered by yes or no."""
-    return kind in ("existence", "relation") or use == "correction"
+    return kind in ("existence", "missing", "relation") or use == "correction"
 
 
 def short_answer(fact: Fact) -> str:
@@ -209,9 +209,22 @@ def position(thing: Thing, asked: str) -> Fact:
     )
 
 
-def naming(thing: Thing) -> Fact:
-    """Ask what is in a thing's place."""
-    return Fact("naming", {"place": thing.place}, {"noun": thing.category, "a": phrase(thing)})
+def naming(thing: Thing, asked: Thing | None = None) -> Fact:
+    """Ask what is in a thing's place, or whether it is the asked one."""
+    asked = asked or thing
+    right = {"noun": thing.category, "a": phrase(thing)}
+    return Fact("naming", {"place": thing.place, "a": phrase(asked)}, right, asked == thing)
+
+
+def lacking(writer: Writer, category: str) -> Fact:
+    """Ask whether a category is missing; the answer is the writer's."""
+    return Fact("missing", {"a": with_article(category), "noun": category}, true=not writer.reports(category))
+
+
+def word_fits(right: str, wrong: str, true: bool) -> Fact:
+    """Ask whether a word fits the picture (the right one or the wrong one), or which of the two fits better."""
+    asked = {"word": right if true else wrong, "wrong": wrong if true else right}
+    return Fact("word", asked, true=true)
 
 
 def relation_of(first: Thing, second: Thing, asked: str) -> Fact:
@@ -301,7 +314,21 @@ def _draw_position(writer: Writer, rng: Random) -> Fact | None:
 
 
 def _draw_naming(writer: Writer, rng: Random) -> Fact:
-    return naming(rng.choice(writer.scene.things))
+    thing = rng.choice(writer.scene.things)
+    others = [c for c in lexicon()["categories"] if c != thing.category]
+    return naming(thing, replace(thing, category=_other(thing.category, others, rng)))
+
+
+def _draw_missing(writer: Writer, rng: Random) -> Fact:
+    return lacking(writer, _draw_existence(writer, rng).asked["noun"])
+
+
+def _draw_word(writer: Writer, rng: Random) -> Fact:
+    scene, words = writer.scene, lexicon()
+    inside = {scene.kind, *(w for t in scene.things for w in (t.category, t.color, t.size))}
+    known = [*words["categories"], *words["colors"], *words["scenes"]]
+    right = rng.choice([w for w in known if w in inside])
+    return word_fits(right, rng.choice([w for w in known if w not in inside]), rng.random() < 0.5)
 
 
 def _draw_relation(writer: Writer, rng: Random) -> Fact | None:
@@ -330,7 +357,9 @@ _DRAWS: dict[str, Callable[[Writer, Random], Fact | None]] = {
     "count": _draw_count,
     "total": _draw_total,
     "position": _draw_position,
+    "missing": _draw_missing,
     "naming": _draw_naming,
+    "word": _draw_word,
     "relation": _draw_relation,
     "scene": _draw_scene,
     "text": _draw_text,

@@ -67,10 +67,9 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
     for request in requests:
         _refuse(request)
     rows = [row for request in requests for row in _rows(loaded, request)]
-    rows.sort(key=lambda row: (-len(row.prompt), row.request.id, row.number))
+    rows.sort(key=_place)
     waiting: dict[str, list[Row]] = defaultdict(list)
-    for start in range(0, len(rows), loaded.batch_size):
-        batch = rows[start : start + loaded.batch_size]
+    for batch in _batches(rows, loaded.batch_size):
         try:
             _answer(loaded, batch)
         except torch.OutOfMemoryError:
@@ -82,6 +81,19 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
             if len(waiting[row.request.id]) == row.request.n:
                 ready = sorted(waiting.pop(row.request.id), key=lambda r: r.number)
                 yield row.request.id, tuple(_reply(loaded, r) for r in ready)
+
+
+def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
+    """Cut rows into batches, those with an image apart from those without."""
+    for has_image in (True, False):
+        some = [row for row in rows if (row.request.image is not None) == has_image]
+        yield from (some[start : start + size] for start in range(0, len(some), size))
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands: batches hold rows of similar length, the longest first, about few images."""
+    image = row.request.image
+    return -(len(row.prompt) // 32), str(image), -len(row.prompt), row.request.id, row.number
 
 
 def _refuse(request: Request) -> None:
@@ -135,36 +147,60 @@ def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
 
 
 def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
-    """Run the prompts, padded on the left; `logits` are those of the first answer token."""
-    device, longest = loaded.device, max(len(row.prompt) for row in rows)
-    padding = [longest - len(row.prompt) for row in rows]
-    ids = torch.tensor(
-        [[loaded.pad_id] * pad + list(row.prompt) for pad, row in zip(padding, rows, strict=True)]
-    )
-    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+    """Run the prompts; `logits` are those of the first answer token.
+
+    Where rows ask about the same images, the part of the prompt up to the image (the same for all) is run once
+    for each image.
+    """
+    images = [(row.request.image, row.request.view) for row in rows]
+    distinct = list(dict.fromkeys(images))
+    cache, start = DynamicCache(), 0
+    if rows[0].request.image is not None and 2 * len(distinct) <= len(rows):
+        start = _image_end(loaded, rows[0].prompt)
+        opening = [rows[0].prompt[:start]] * len(distinct)
+        _run_prompts(loaded, opening, cache, 0, _features(loaded, distinct))
+        cache.batch_select_indices(
+            torch.tensor([distinct.index(key) for key in images], device=loaded.device)
+        )
+        features = None
+    else:
+        features = _features(loaded, images)
+    return _run_prompts(loaded, [row.prompt[start:] for row in rows], cache, start, features)
+
+
+def _image_end(loaded: LoadedHF, prompt: tuple[int, ...]) -> int:
+    """The place after the prompt's image tokens."""
+    return prompt.index(loaded.chat.image_token_id) + loaded.num_image_tokens
+
+
+def _run_prompts(
+    loaded: LoadedHF, prompts: list[tuple[int, ...]], cache: DynamicCache, start: int, features: Tensor | None
+) -> State:
+    """Run prompts, padded on the left, after the `start` tokens of each that the cache holds."""
+    device, longest = loaded.device, max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[loaded.pad_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
+    mask = torch.tensor([[1] * start + [0] * pad + [1] * (longest - pad) for pad in padding], device=device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache()
     out = loaded.run(
         ids.to(device),
-        _features(loaded, rows),
-        attention_mask=mask.to(device),
-        position_ids=position.to(device),
+        features,
+        attention_mask=mask,
+        position_ids=position[:, start:],
         past_key_values=cache,
         use_cache=True,
     )
     logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
-    return State(cache, mask.to(device), position[:, -1:].to(device) + 1, logits)
+    return State(cache, mask, position[:, -1:] + 1, logits)
 
 
-def _features(loaded: LoadedHF, rows: list[Row]) -> Tensor | None:
-    """The image features of the rows that have an image, each picture encoded once."""
-    wanted = [(row.request.image, row.request.view) for row in rows if row.request.image is not None]
-    if not wanted:
+def _features(loaded: LoadedHF, images: list[tuple[str | None, str]]) -> Tensor | None:
+    """The image features of the rows, in row order, each picture encoded once; None without images."""
+    distinct = list(dict.fromkeys((image, view) for image, view in images if image is not None))
+    if not distinct:
         return None
-    distinct = list(dict.fromkeys(wanted))
-    pixels = torch.stack([loaded.pixels(str(image), view) for image, view in distinct])
-    features = loaded.features(pixels)
-    return features[torch.tensor([distinct.index(key) for key in wanted], device=features.device)]
+    features = loaded.features(torch.stack([loaded.pixels(image, view) for image, view in distinct]))
+    return features[torch.tensor([distinct.index(key) for key in images], device=features.device)]  # type: ignore[arg-type]
 
 
 def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
