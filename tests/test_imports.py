@@ -11,25 +11,32 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
+VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
 MODEL = ("batching", "conversation", "images")
-VOCABULARY = ("records", "interfaces", "losses", "store", "chat", "statistics")
+TRAINING = ("recipe", "reference", "vlm", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
     "losses": ("records",),
     "store": ("records",),
-    "chat": ("records", "store"),
     "statistics": ("records",),
+    "recipe": ("records",),
+    "plan": (),
     "images": ("records",),
     "conversation": ("records",),
     "batching": (*VOCABULARY, "conversation", "images"),
     **{plugin: (*VOCABULARY, *MODEL) for plugin in PLUGINS},
-    "lit": (*VOCABULARY, *MODEL, "lit"),
-    "training": (*VOCABULARY, *MODEL, "lit", "vlm", "training"),
+    "reference": TRAINING,
+    "checkpoint": VOCABULARY,
+    "progress": VOCABULARY,
+    "lit": TRAINING,
+    "job": TRAINING,
+    "training": (*TRAINING, "checkpoint", "progress", "job", "lit"),
     "report": (*VOCABULARY, *MODEL),
     "wandb_log": (*VOCABULARY, "report"),
-    "plan": (),
     "stages": ("records", "store", "plan", "statistics", "training"),
+    "launch": ("records", "store", "plan", "stages"),
+    "config": ("records", "store"),
 }
 
 
@@ -39,7 +46,9 @@ def imports_of(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{a.name}" if node.module == "nsft_exp" else node.module for a in node.names]
+            names = [
+                f"{node.module}.{a.name}" if node.module == "nsft_exp" else node.module for a in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}: relative import"
@@ -61,9 +70,22 @@ def test_a_part_imports_only_what_stands_below_it(part: str) -> None:
 
 
 def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
-    modules = ["records", "interfaces", "store", "plan", "statistics", "config", "cell", "stages", "study", "__main__"]
+    modules = [
+        "records",
+        "interfaces",
+        "store",
+        "plan",
+        "statistics",
+        "config",
+        "cell",
+        "stages",
+        "study",
+        "__main__",
+    ]
     for package in ("source", "critic", "pairing", "benchmark", "report", "toy"):
-        modules += [".".join(f.relative_to(SOURCE).with_suffix("").parts) for f in (SOURCE / package).glob("*.py")]
+        modules += [
+            ".".join(f.relative_to(SOURCE).with_suffix("").parts) for f in (SOURCE / package).glob("*.py")
+        ]
     modules = [m.removesuffix(".__init__") for m in modules if not m.endswith("__main__") or m == "__main__"]
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('nsft_exp.{m}')\n" for m in modules)
     code += "print(sorted(m for m in ('torch', 'transformers', 'lightning', 'peft') if m in sys.modules))"

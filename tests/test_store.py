@@ -16,7 +16,9 @@ from nsft_exp.store import IGNORED, Store, is_ignored, leaves
 
 def test_a_key_does_not_depend_on_the_order_of_the_config(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.key("train", {"a": {"x": 1, "y": 2}, "b": 3}) == store.key("train", {"b": 3, "a": {"y": 2, "x": 1}})
+    assert store.key("train", {"a": {"x": 1, "y": 2}, "b": 3}) == store.key(
+        "train", {"b": 3, "a": {"y": 2, "x": 1}}
+    )
 
 
 def test_a_key_moves_with_stage_leaf_input_and_revision(tmp_path: Path) -> None:
@@ -36,7 +38,10 @@ def test_hardware_and_places_are_not_in_a_key_but_the_content_of_places_is(tmp_p
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.json").write_text("same")
-    nodes = lambda place, devices: {"source": {"file": str(tmp_path / place / "a.json")}, "trainer": {"devices": devices}}  # noqa: E731
+    nodes = lambda place, devices: {
+        "source": {"file": str(tmp_path / place / "a.json")},
+        "trainer": {"devices": devices},
+    }  # noqa: E731
     before = store.key("train", nodes("one", 1))
     assert store.key("train", nodes("two", 8)) == before
     (tmp_path / "two" / "a.json").write_text("other")
@@ -65,7 +70,12 @@ def test_every_ignored_pattern_is_about_places_hardware_or_looks() -> None:
 
 
 def test_leaves_of_nested_configs_have_dotted_names() -> None:
-    assert dict(leaves({"a": {"b": 1, "c": [2, {"d": 3}]}, "e": {}})) == {"a.b": 1, "a.c.0": 2, "a.c.1.d": 3, "e": {}}
+    assert dict(leaves({"a": {"b": 1, "c": [2, {"d": 3}]}, "e": {}})) == {
+        "a.b": 1,
+        "a.c.0": 2,
+        "a.c.1.d": 3,
+        "e": {},
+    }
 
 
 def test_a_torn_last_line_is_not_read_and_is_cut_before_appending(tmp_path: Path) -> None:

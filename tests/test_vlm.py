@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nsft_exp.records import Decoding, Reply, Request, Turn, UserError
-from nsft_exp.vlm.generation import top_p_filtered
 from nsft_exp.vlm.hf import HFModel
 from nsft_exp.vlm.loaded import LoadedHF, replace_folder
+from nsft_exp.vlm.sampling import top_p_filtered
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.vlm.tokenizer import load_tokenizer, train_llama_tokenizer
 from tiny_training import draw
@@ -68,6 +68,23 @@ def test_a_batched_answer_equals_the_unbatched_one(
             assert one.logps == pytest.approx(other.logps, abs=1e-4)
             if request.candidates and one is alone[request.id][0]:
                 assert one.candidate_logps == pytest.approx(other.candidate_logps, abs=1e-3)
+
+
+def test_questions_about_one_image_share_its_prompt_and_are_answered_as_alone(
+    loaded: LoadedHF, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ask(n, images[n % 2], candidates=("Yes", "No, it is")) for n in range(8)]
+    alone = answers(loaded, requests, 1)
+    encoded: list[int] = []
+    features = loaded.features
+    monkeypatch.setattr(loaded, "features", lambda pixels: (encoded.append(len(pixels)), features(pixels))[1])
+    together = answers(loaded, requests, 8)
+    assert encoded == [2]
+    for name in alone:
+        (one,), (other,) = alone[name], together[name]
+        assert one.ids == other.ids
+        assert one.logps == pytest.approx(other.logps, abs=1e-4)
+        assert one.candidate_logps == pytest.approx(other.candidate_logps, abs=1e-3)
 
 
 def test_a_greedy_answer_and_candidate_scores_equal_hugging_faces(

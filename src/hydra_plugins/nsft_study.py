@@ -10,8 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-OUTCOMES: list[dict[str, Any]] = []
-"""What the jobs of this process's multirun returned, in order (whatever launcher ran them)."""
+from nsft_exp.outcomes import OUTCOMES
 
 
 class StudySweeper(BasicSweeper):

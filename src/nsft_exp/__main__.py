@@ -10,9 +10,8 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from hydra_plugins.nsft_study import OUTCOMES
-
 from nsft_exp import config as configs
+from nsft_exp.outcomes import OUTCOMES
 from nsft_exp.records import UserError
 
 
@@ -40,10 +39,12 @@ def run(arguments: list[str]) -> int:
 def run_jobs(arguments: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
     """Have Hydra compose and run the jobs; return their outcomes and the last one's config.
 
-    Without a job (`--help`, `--cfg`) there are no outcomes. Raises UserError for a config that does not compose.
+    Without a job (`--help`, `--cfg`) there are no outcomes. Raises UserError for a config that does not
+    compose and for a folder that cannot be written.
     """
     configs.register_resolvers()
     configs.full_errors()
+    OUTCOMES.clear()
     outcomes: list[dict[str, Any]] = []
     composed = DictConfig({})
     sys.argv = ["nsft", *with_experiments(arguments)]
@@ -60,6 +61,11 @@ def run_jobs(arguments: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         hydra.main(str(configs.folder("conf").resolve()), "config", "1.3")(job)()
     except HydraException as error:
         raise configs.explain(error, [a for a in arguments if "=" in a]) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{error.filename}: cannot write there ({reason}); set paths.runs to a writable folder"
+        ) from error
     return OUTCOMES or outcomes, composed
 
 
@@ -83,10 +89,8 @@ def conclude(outcomes: list[dict[str, Any]], config: DictConfig, multirun: bool)
         show(outcomes, config)
     failed = [o for o in outcomes if o["status"] != "ok"]
     for outcome in failed:
-        print(
-            f"nsft: {outcome['label']} seed {outcome.get('seed')}: {outcome['error']} (log: {outcome['log']})",
-            file=sys.stderr,
-        )
+        cell = f"{outcome['label']} seed {outcome.get('seed')}"
+        print(f"nsft: {cell}: {outcome['error']} (log: {outcome['log']})", file=sys.stderr)
     if not failed:
         return 0
     return 2 if not multirun and failed[0].get("refused") else 1

@@ -68,7 +68,7 @@ def _fail(outcome: dict[str, Any], message: str) -> None:
 
 
 def _say(line: str) -> None:
-    console.print(line)
+    console.print(line, soft_wrap=True)
     log.info(line)
 
 

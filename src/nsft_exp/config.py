@@ -36,13 +36,18 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
     Raises UserError for a value that is mandatory (`???`) and missing.
     """
-    missing = [key for key in sorted(OmegaConf.missing_keys(config)) if not key.startswith("hydra.")]
+    ours = without_hydra(config)
+    missing = sorted(OmegaConf.missing_keys(ours))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
     return {str(key): value for key, value in plain.items()}
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return the config without its `hydra` node, whose values exist in a running job only."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def current_choices() -> dict[str, str]:
@@ -59,10 +64,12 @@ def compose_config(overrides: list[str], name: str = "config") -> DictConfig:
     """
     register_resolvers()
     GlobalHydra.instance().clear()
-    extra = f"hydra.searchpath=[file://{folder('experiments')}]"
-    with initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
+    conf, experiments = folder("conf").resolve(), folder("experiments").resolve()
+    first, second = (conf, experiments) if (conf / f"{name}.yaml").exists() else (experiments, conf)
+    with initialize_config_dir(str(first), version_base="1.3"):
         try:
-            return compose(name, overrides=[extra, *overrides], return_hydra_config=True)
+            places = f"hydra.searchpath=['file://{second}']"
+            return compose(name, overrides=[places, *overrides], return_hydra_config=True)
         except HydraException as error:
             raise explain(error, overrides) from error
 

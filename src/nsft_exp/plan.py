@@ -16,8 +16,9 @@ Kind = Literal["respond", "critique", "train", "evaluate"]
 class Step:
     """One stage to run.
 
-    `label` is the readable part of its folder's name. `nodes` are the resolved config nodes that it reads. `inputs` names the earlier steps whose records
-    it consumes; `init` names, in order, the train steps whose result its model starts from.
+    `label` is the readable part of its folder's name. `nodes` are the resolved config nodes that it reads.
+    `inputs` names the earlier steps whose records it consumes; `init` names, in order, the train steps whose
+    result its model starts from.
     """
 
     kind: Kind

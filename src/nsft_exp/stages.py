@@ -154,7 +154,8 @@ def train(step: Step, run: CellRun) -> StageFolder:
     examples = method.examples(items, Random(seed))
     if not examples:
         raise UserError(
-            f"{step.nodes['method']['_target_']}: no example to train on ({len(items)} samples); see the respond stage's statuses"
+            f"{step.label}: {len(items)} samples give no example to train on; "
+            f"see the statuses in the respond stage's manifest"
         )
     content = digest([_example_digest(e, run.store) for e in examples])
     folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
@@ -253,14 +254,21 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     return folder
 
 
+CHUNK = 512
+"""Requests that are answered together. A killed chunk is asked again whole: an answer's last digits depend on
+the batch that it was in, and a resumed run must give the same bytes as one that was not killed."""
+
+
 def _answers(requests: list[Request], folder: StageFolder, step: Step, run: CellRun) -> dict[str, Reply]:
     done = {row["id"]: row["reply"] for row in folder.records("answers.jsonl")}
-    todo = [r for r in requests if r.id not in done]
+    chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
+    todo = [chunk for chunk in chunks if any(request.id not in done for request in chunk)]
     if todo:
         vlm = build(step.nodes["vlm"]).load([run.folders[name].path for name in step.init])
+        replies = (reply for chunk in todo for reply in vlm.generate(chunk))
         with folder.appending("answers.jsonl") as append:
-            for key, replies in track(vlm.generate(todo), "evaluate", len(todo)):
-                done[key] = to_json(replies[0])
+            for key, (reply, *_) in track(replies, "evaluate", sum(map(len, todo))):
+                done[key] = to_json(reply)
                 append({"id": key, "reply": done[key]})
     return {key: from_json(Reply, row) for key, row in done.items()}
 

@@ -38,6 +38,7 @@ PATHS = (
 IGNORED = (
     *PATHS,
     "paths.*",
+    "logger",
     "logger.*",
     "study.*",
     "launch",
@@ -144,7 +145,7 @@ class Store:
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
-"""Image folders are not hashed whole: annotation files name the images, and records hash the ones they use."""
+"""Image folders are not hashed whole: records hash the images that they use."""
 
 
 class StageFolder:

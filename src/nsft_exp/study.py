@@ -56,7 +56,7 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
 
 
 def _state(outcome: dict[str, Any]) -> Any:
-    """What a report depends on in one cell: its stage folders (their names hold the keys) and how it ended."""
+    """What a report depends on in one cell: its stage folders (named by their keys) and how it ended."""
     return [
         outcome["label"],
         outcome["status"],

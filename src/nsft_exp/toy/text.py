@@ -222,7 +222,7 @@ def lacking(writer: Writer, category: str) -> Fact:
 
 
 def word_fits(right: str, wrong: str, true: bool) -> Fact:
-    """Ask whether a word fits the picture (the right one or the wrong one), or which of the two fits better."""
+    """Ask whether a word fits the picture (the right or the wrong one), or which of the two fits better."""
     asked = {"word": right if true else wrong, "wrong": wrong if true else right}
     return Fact("word", asked, true=true)
 

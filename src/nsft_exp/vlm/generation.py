@@ -8,7 +8,6 @@ from a generator that belongs to (seed, request id, sample number).
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.vlm.sampling import choose, noise_of
 
 if TYPE_CHECKING:
     from nsft_exp.vlm.loaded import LoadedHF
@@ -119,16 +119,7 @@ def _rows(loaded: LoadedHF, request: Request) -> list[Row]:
         )
     prefix = tuple(loaded.chat.text(request.answer_prefix.strip()))
     limit = min(request.decoding.max_new_tokens, room)
-    return [Row(request, n, prompt, prefix, limit, noise=_noise(request, n)) for n in range(request.n)]
-
-
-def _noise(request: Request, number: int) -> torch.Generator | None:
-    """The row's own random numbers, on the CPU so that they are the same on every device."""
-    if request.decoding.temperature == 0:
-        return None
-    text = f"{request.decoding.seed}|{request.id}|{number}"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-    return torch.Generator().manual_seed(seed)
+    return [Row(request, n, prompt, prefix, limit, noise=noise_of(request, n)) for n in range(request.n)]
 
 
 @torch.inference_mode()
@@ -149,8 +140,7 @@ def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
 def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
     """Run the prompts; `logits` are those of the first answer token.
 
-    Where rows ask about the same images, the part of the prompt up to the image (the same for all) is run once
-    for each image.
+    Where rows ask about the same images, the prompt up to the image (the same for all) is run once an image.
     """
     images = [(row.request.image, row.request.view) for row in rows]
     distinct = list(dict.fromkeys(images))
@@ -205,7 +195,9 @@ def _features(loaded: LoadedHF, images: list[tuple[str | None, str]]) -> Tensor 
 
 def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
     """Choose every running row's next token and run it through the model."""
-    chosen = _choose(state.logits, rows)
+    chosen = choose(
+        state.logits, [None if row.done() else row.noise for row in rows], [row.request for row in rows]
+    )
     logps = state.logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
     for row, token, logp in zip(rows, chosen.tolist(), logps, strict=True):
         if row.done():
@@ -230,33 +222,6 @@ def _advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:
     )
     state.logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
     state.position = state.position + 1
-
-
-def _choose(logits: Tensor, rows: list[Row]) -> Tensor:
-    """Each row's next token [B]: arg-max, after Gumbel noise on the kept logits where it samples.
-
-    The arg-max of logits / T + Gumbel noise is a draw from softmax(logits / T).
-    """
-    chosen = logits.argmax(-1)
-    for number, row in enumerate(rows):
-        if row.noise is None or row.done():
-            continue
-        decoding = row.request.decoding
-        scaled = top_p_filtered(logits[number] / decoding.temperature, decoding.top_p)
-        uniform = torch.rand(scaled.shape[-1], generator=row.noise, dtype=torch.float64)
-        gumbel = -(-uniform.log()).log()
-        chosen[number] = (scaled.double() + gumbel.to(scaled.device)).argmax()
-    return chosen
-
-
-def top_p_filtered(logits: Tensor, top_p: float) -> Tensor:
-    """Return logits [V], at -inf outside the smallest set of likeliest tokens that together reach top_p."""
-    if top_p >= 1:
-        return logits
-    ordered, order = logits.sort(descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    drop = torch.zeros_like(before, dtype=torch.bool).scatter(0, order, before >= top_p)
-    return logits.masked_fill(drop, -torch.inf)
 
 
 def _score_candidates(loaded: LoadedHF, rows: list[Row], state: State) -> None:
