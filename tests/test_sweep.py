@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
-from hydra_plugins.nsft_study import StudySweeper
 
 
 def jobs(arms: list[str] | None, *words: str) -> list[list[str]]:
     overrides = OverridesParser.create().parse_overrides(list(words))
-    (batch,) = StudySweeper(None, {}, arms).split_arguments(overrides, None)
+    sweeper = Plugins.instance().class_name_to_class["hydra_plugins.nsft_study.StudySweeper"]
+    (batch,) = sweeper(None, {}, arms).split_arguments(overrides, None)
     return batch
 
 

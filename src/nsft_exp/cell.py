@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -43,7 +43,7 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
         outcome |= {"config": plain, "seed": plain["seed"]}
         configs.check_belonging(plain, choices)
         run = CellRun(Store(plain["paths"]["runs"]))
-        plan = make_plan(plain, choices, get_class(plain["method"]["_target_"]).consumes)
+        plan = make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
         _say(f"[bold]{escape(outcome['label'])}[/] seed {plain['seed']}")
         preflight(plan)
         for step in plan:

@@ -47,7 +47,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def without_hydra(config: DictConfig) -> DictConfig:
     """Return the config without its `hydra` node, whose values exist in a running job only."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def current_choices() -> dict[str, str]:

@@ -85,11 +85,7 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     samples = build(step.nodes["source"]).samples()
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
     folder = _open(step, run, without=("source.size", "source.seed"))
-    inputs = {
-        s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])])
-        for s in samples
-        if s.id in preferences
-    }
+    inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     with folder.lock():
         done = _done(folder, inputs)
         todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
@@ -192,19 +188,25 @@ def train(step: Step, run: CellRun) -> StageFolder:
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
     samples = build(step.nodes["source"]).samples()
-    respond_folder, critique_folder = run.inputs(step, "respond"), run.inputs(step, "critique")
-    preferences = read_preferences(respond_folder, samples, run.store)
-    corrections: dict[str, Correction] = {}
-    if critique_folder:
-        inputs = {
-            s.id: digest([sample_digest(s, run.store), to_json(preferences[s.id])])
-            for s in samples
-            if s.id in preferences
-        }
-        corrections = _read(critique_folder, Correction, inputs)
-    items = [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
+    items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
     cut = len(items) - held_out_size(step.nodes)
     return items[:cut], items[cut:]
+
+
+def read_items(
+    samples: Iterable[Sample], responses: StageFolder | None, critiques: StageFolder | None, store: Store
+) -> list[Item]:
+    """Return each sample with its preference and correction from these folders, in the samples' order."""
+    samples = list(samples)
+    preferences = read_preferences(responses, samples, store)
+    inputs = {s.id: correction_input(s, preferences[s.id], store) for s in samples if s.id in preferences}
+    corrections = _read(critiques, Correction, inputs)
+    return [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
+
+
+def correction_input(sample: Sample, preference: Preference, store: Store) -> str:
+    """Return a hash of all that a correction is made from."""
+    return digest([sample_digest(sample, store), to_json(preference)])
 
 
 def item_counts(items: list[Item]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nsft_exp.critic.audit import audit, scenes_of
+from nsft_exp.critic.lexicon import Lexicon
 from nsft_exp.records import UserError
 from nsft_exp.report.cell import Cell, Evaluation
-from nsft_exp.stages import build
-from nsft_exp.store import StageFolder, digest, write_atomically
+from nsft_exp.stages import build, read_items
+from nsft_exp.store import StageFolder, Store, digest, write_atomically
 
 
 def study_folder(config: DictConfig) -> Path:
@@ -42,8 +44,7 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
     from nsft_exp.report.write import print_table, write_report
 
     cells = make_cells(outcomes)
-    study = OmegaConf.to_container(config.study, resolve=True)
-    assert isinstance(study, dict)
+    study = _plain(config.study)
     folder = Path(config.paths.report) / str(config.study.name)
     state = digest([study, [_state(outcome) for outcome in outcomes]])
     stamp = folder / ".state"
@@ -51,7 +52,7 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
         write_report(cells, study, folder)
         log_cells(cells, config)
         write_atomically(stamp, state)
-    print_table(cells, study)
+    print_table(cells, study, folder)
     print(f"report: {folder / 'index.html'}")
 
 
@@ -68,13 +69,19 @@ def _state(outcome: dict[str, Any]) -> Any:
 
 def log_cells(cells: list[Cell], config: DictConfig) -> None:
     """Write each finished cell to W&B, where the logger is W&B."""
-    logger = OmegaConf.to_container(config.logger, resolve=True)
+    logger = _plain(config.logger)
     if not logger:
         return
-    sink = build(logger)  # type: ignore[arg-type]
+    sink = build(logger)
     for cell in cells:
         if cell.status == "ok":
             sink.log(cell, group=str(config.study.name))
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def show(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
@@ -82,9 +89,8 @@ def show(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
     from nsft_exp.report.write import print_table
 
     cells = make_cells([o for o in outcomes if o["status"] == "ok"])
-    study = OmegaConf.to_container(config.study, resolve=True)
     if cells:
-        print_table(cells, study)  # type: ignore[arg-type]
+        print_table(cells, _plain(config.study))
         log_cells(cells, config)
 
 
@@ -121,9 +127,10 @@ def make_cell(outcome: dict[str, Any]) -> Cell:
         status=outcome["status"],
         error=outcome["error"],
         log=Path(outcome["log"]),
-        counts=_counts(trained),
+        counts=_counts(trained) | _critic_quality(config, folders),
         costs=_costs(trained),
         config=config,
+        samples=lambda: build(source).samples(),
         train_folder=_path(folders, "train"),
         respond_folder=_path(folders, "respond"),
         critique_folder=_path(folders, "critique"),
@@ -140,6 +147,20 @@ def _counts(trained: dict[str, Any] | None) -> dict[str, Any]:
     return trained["counts"] | {
         name: trained[name] for name in ("steps", "supervised_tokens") if name in trained
     }
+
+
+def _critic_quality(config: dict[str, Any], folders: dict[str, str]) -> dict[str, Any]:
+    """Precision and recall of a critic that reads with a lexicon, where the source carries annotations."""
+    critic = config.get("critic") or {}
+    if "critique" not in folders or "lexicon" not in critic:
+        return {}
+    samples = build(config["source"]).samples()
+    store = Store(config["paths"]["runs"])
+    responses, critiques = (StageFolder(Path(folders[name])) for name in ("respond", "critique"))
+    items = read_items(samples, responses, critiques, store)
+    rows = [(i.sample, i.preference, i.correction) for i in items if i.preference and i.correction]
+    sums = audit(rows, scenes_of(samples), Lexicon(critic["lexicon"]))["all"]
+    return {"critic_precision": sums.precision, "critic_recall": sums.recall} if sums.found else {}
 
 
 def _costs(trained: dict[str, Any] | None) -> dict[str, Any]:

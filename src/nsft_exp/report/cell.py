@@ -131,6 +131,11 @@ def _last_by_id(folder: Path | None, kind: Any) -> dict[str, Any]:
     return {x["id"]: from_json(kind, {k: v for k, v in x.items() if k in names}) for x in lines}
 
 
+def _record(line: dict[str, Any]) -> dict[str, Any]:
+    """The record of a stage's row, without the hash of what it was made from."""
+    return {name: value for name, value in line.items() if name != "input"}
+
+
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; a missing file has none."""
     if not file.exists():
