@@ -73,16 +73,26 @@ class TokenTraining(L.LightningModule):
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe.
+
+        A group's `scale` is its rate over the recipe's: other than 1 for a vision tower with a rate of its own.
+        """
+        recipe = self.recipe
+        scale = (recipe.vision_learning_rate or recipe.learning_rate) / recipe.learning_rate
+        parts: dict[tuple[bool, bool], list[Any]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parts["vision_tower" in name, parameter.dim() >= 2].append(parameter)
         groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": recipe.weight_decay if matrix else 0.0,
+                "scale": scale if vision else 1.0,
+            }
+            for (vision, matrix), parameters in parts.items()
         ]
-        betas = (self.recipe.betas[0], self.recipe.betas[1])
-        return torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=self.recipe.rate(0, 1), betas=betas, fused=True
-        )
+        betas = (recipe.betas[0], recipe.betas[1])
+        return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights only: the base model is never in a checkpoint."""
@@ -159,7 +169,7 @@ class TokenTraining(L.LightningModule):
         limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe.rate(step, self.num_steps)
+            group["lr"] = self.recipe.rate(step, self.num_steps) * group["scale"]
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -18,7 +18,8 @@ class Recipe:
 
     `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The
     rate rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear`
-    to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never). `max_length` tokens a
+    to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never).
+    `vision_learning_rate` is the vision tower's own peak rate, where it is trained. `max_length` tokens a
     conversation.
     """
 
@@ -32,6 +33,7 @@ class Recipe:
     weight_decay: float = 0.0
     betas: Sequence[float] = (0.9, 0.999)
     clip_norm: float = 1.0
+    vision_learning_rate: float | None = None
     lora_rank: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.0
