@@ -99,6 +99,7 @@ def test_a_method_goes_with_what_its_yaml_chooses(method: str) -> None:
             ["method=gt_dpo", "pairing=none"],
             r"method=gt_dpo does not go with pairing=none; pairing can be: gt",
         ),
+        (["method=gt_dpo", "variant=no_codebook"], r"variant=no_codebook does not go with method=gt_dpo"),
         (["method=nsft", "critic=none"], r"method=nsft does not go with critic=none"),
     ],
 )

@@ -129,3 +129,19 @@ def test_loss_terms_are_weighted_as_stated() -> None:
 def test_a_choice_that_does_not_exist_is_refused(build: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()  # type: ignore[operator]
+
+
+def test_matched_sft_repeats_items_until_it_has_nsfts_words() -> None:
+    dialogue = (Exchange("Q?", "one two three"), Exchange("Q?", "one two"))
+    items = [
+        Item(Sample(str(n), None, "Q?", "a b c"), correction=Correction(str(n), "ok", dialogue=dialogue))
+        for n in range(4)
+    ]
+    examples = SFT(match="correction").examples(items, Random(0))
+    # 4 x 3 words of the answers and 4 x 5 of the corrections: 32, reached by 11 answers of 3 words
+    assert [e.id for e in examples] == [*"0123", *(f"{n}#1" for n in "0123"), *(f"{n}#2" for n in "012")]
+
+
+def test_matched_sft_without_corrections_is_refused() -> None:
+    with pytest.raises(UserError, match="needs corrections"):
+        SFT(match="correction").examples([Item(Sample("0", None, "Q?", "a"))], Random(0))

@@ -6,7 +6,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
 
-
 def jobs(arms: list[str] | None, *words: str) -> list[list[str]]:
     overrides = OverridesParser.create().parse_overrides(list(words))
     sweeper = Plugins.instance().class_name_to_class["hydra_plugins.nsft_study.StudySweeper"]

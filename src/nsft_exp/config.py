@@ -75,16 +75,18 @@ def compose_config(overrides: list[str], name: str = "config") -> DictConfig:
 
 
 def check_belonging(config: dict[str, Any], choices: dict[str, str]) -> None:
-    """Refuse a pairing, critic or codebook that the method has no use for.
+    """Refuse a pairing, critic or codebook that the method has no use for, and a variant of another method.
 
-    A method's YAML names what belongs to it under `belongs`. Raises UserError with the words that do.
+    YAMLs of methods and variants name what belongs to them under `belongs`. Raises UserError with the words
+    that do.
     """
     for group, options in config.get("belongs", {}).items():
-        if choices[group] not in options:
-            raise UserError(
-                f"method={choices['method']} does not go with {group}={choices[group]}; "
-                f"{group} can be: {', '.join(options)}"
-            )
+        if choices[group] in options:
+            continue
+        whose = f"variant={choices['variant']}" if group == "method" else f"method={choices['method']}"
+        raise UserError(
+            f"{whose} does not go with {group}={choices[group]}; {group} can be: {', '.join(options)}"
+        )
 
 
 def explain(error: Exception, overrides: Iterable[str]) -> UserError:

@@ -75,7 +75,7 @@ class TokenTraining(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The rate is set at every step from the recipe.
 
-        A group's `scale` is its rate over the recipe's: other than 1 for a vision tower with a rate of its own.
+        A group's `scale` is its rate over the recipe's: not 1 for a vision tower with a rate of its own.
         """
         recipe = self.recipe
         scale = (recipe.vision_learning_rate or recipe.learning_rate) / recipe.learning_rate

@@ -26,7 +26,7 @@ def install(outcome: dict[str, Any], folder: Path = BASE) -> Path:
     try:
         shutil.copytree(model, folder, dirs_exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error}); run in a checkout of the project") from error
+        raise UserError(f"{folder}: cannot write there ({error}); run it in a checkout") from error
     config = outcome["config"]
     recipe = {name: value for name, value in config["recipe"].items() if not name.startswith("_")}
     test = config["benchmark"]

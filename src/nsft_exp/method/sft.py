@@ -25,18 +25,32 @@ class SFT:
     consumes: ClassVar[Literal["sample"]] = "sample"
     needs = Needs()
 
-    def __init__(self, supervise_history: bool = False, pairs: str = "all", normalise: str = "token") -> None:
+    def __init__(
+        self,
+        supervise_history: bool = False,
+        pairs: str = "all",
+        normalise: str = "token",
+        match: str = "none",
+    ) -> None:
         check_choice("method.pairs", pairs, ("all", "common"))
         check_choice("method.normalise", normalise, ("token", "example"))
+        check_choice("method.match", match, ("none", "correction"))
+        self.match = match
         self.supervise_history = supervise_history
         self.pairs = pairs
         self.normalise = normalise
 
     def examples(self, items: Sequence[Item], rng: Random) -> list[Example]:
         """One example an item: its image, earlier exchanges and question, and the chosen answer."""
+        kept = wanted(items, self.pairs)
+        rounds = matched(kept) if self.match == "correction" else [kept]
         return [
-            Example(item.sample.id, (conversation(item, "chosen", self.supervise_history),))
-            for item in wanted(items, self.pairs)
+            Example(
+                item.sample.id + (f"#{number}" if number else ""),
+                (conversation(item, "chosen", self.supervise_history),),
+            )
+            for number, part in enumerate(rounds)
+            for item in part
         ]
 
     def loss(self, policy: TokenScores, reference: TokenScores | None) -> dict[str, tuple[Any, Any]]:
@@ -57,6 +71,28 @@ def wanted(items: Sequence[Item], pairs: str) -> list[Item]:
     if items and all(item.preference is None for item in items):
         raise UserError("method.pairs=common needs preferences; choose a pairing (pairing=gt)")
     return [item for item in items if item.preference and item.preference.status == "ok"]
+
+
+def matched(items: Sequence[Item]) -> list[list[Item]]:
+    """Return passes over the items, the last one in part, whose answers have the words of nSFT's supervision.
+
+    Raises UserError where there are no corrections to match.
+    """
+    corrections = [item.correction for item in items if item.correction]
+    if not corrections:
+        raise UserError("method.match=correction needs corrections; choose a critic (variant=token_matched)")
+    words = [len(answer(item, "chosen").split()) for item in items]
+    left = sum(len(exchange.answer.split()) for c in corrections for exchange in c.dialogue)
+    passes = [list(items)]
+    while left > 0:
+        part: list[Item] = []
+        for item, count in zip(items, words, strict=True):
+            if left <= 0:
+                break
+            part.append(item)
+            left -= max(count, 1)
+        passes.append(part)
+    return passes
 
 
 def opening(sample: Sample, supervise_history: bool = False) -> tuple[Turn, ...]:
