@@ -24,7 +24,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture()
+@pytest.fixture
 def nsft(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run `nsft` in this process and an empty directory; returns the exit code."""
     from nsft_exp.__main__ import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ def contents(root: Path) -> dict[str, bytes]:
     """Every file that holds a result: metrics, weights, per-item scores (no times, no logs)."""
     names = ("metrics.jsonl", "adapter_model.safetensors", "samples.jsonl")
     found = [p for p in root.rglob("*") if p.name in names]
-    found += [p for p in root.glob("evaluate/*/records.jsonl")]
+    found += root.glob("evaluate/*/records.jsonl")
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
 
 
@@ -78,7 +79,7 @@ def test_more_samples_extend_the_answers_that_are_there(nsft: Run, tmp_path: Pat
     (folder,) = (tmp_path / "runs" / "respond").iterdir()
     first = (folder / "records.jsonl").read_bytes()
     assert nsft("method=gt_dpo", *DEBUG, "source.size=8") == 0
-    assert [p for p in (tmp_path / "runs" / "respond").iterdir()] == [folder]
+    assert list((tmp_path / "runs" / "respond").iterdir()) == [folder]
     second = (folder / "records.jsonl").read_bytes()
     assert second.startswith(first)
     assert len(second.splitlines()) == len(first.splitlines()) + 4
@@ -151,3 +152,37 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     (tmp_path / "file").write_text("")
     assert nsft("method=cont_sft", *DEBUG, "paths.runs=file/runs") == 2
     assert "set paths.runs to a writable folder" in capsys.readouterr().err
+
+
+def llava_source(root: Path, content: bytes, changes: dict[str, Any]) -> list[str]:
+    """The words that choose a LLaVA-format source of one record with this image file."""
+    (root / "images").mkdir(exist_ok=True)
+    (root / "images" / "a.png").write_bytes(content)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    record = {"id": "r1", "image": "a.png", "conversations": turns} | changes
+    (root / "data.json").write_text(json.dumps([record]))
+    return [
+        "source.files_from=null",
+        f"source.file={root / 'data.json'}",
+        f"source.image_root={root / 'images'}",
+        "source.size=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"a\.png"),  # the image is no image
+        ({"image": "b.png"}, r"b\.png"),
+        ({"image": "../../etc/passwd"}, r"r1"),
+        ({"conversations": []}, r"r1"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    changes: dict[str, Any], message: str, nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = llava_source(tmp_path, b"\x89PNG broken", changes)
+    assert nsft("method=gt_dpo", *DEBUG, *words) == 2
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("nsft: ")]
+    assert re.search(message, line)
+    assert not (tmp_path / "runs" / "respond").exists()

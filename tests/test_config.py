@@ -178,8 +178,15 @@ def test_seed_moves_training_only_and_data_seed_moves_all() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["method=nsft", "--cfg", "job"]])
 def test_help_and_config_answer_at_once_without_torch(words: list[str], tmp_path: Path) -> None:
-    code = "import sys; from nsft_exp.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n    code = e.code\n"
-    code += "assert 'torch' not in sys.modules, 'torch was imported'\nassert not code, code"
+    code = """
+import sys
+from nsft_exp.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert "torch" not in sys.modules, "torch was imported"
+"""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ ALLOWED = {
     "images": ("records",),
     "conversation": ("records",),
     "batching": (*VOCABULARY, "conversation", "images"),
-    **{plugin: (*VOCABULARY, *MODEL) for plugin in PLUGINS},
+    **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL)),
     "reference": TRAINING,
     "checkpoint": VOCABULARY,
     "progress": VOCABULARY,

