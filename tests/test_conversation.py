@@ -122,7 +122,7 @@ def test_a_legacy_tokenizer_puts_its_space_after_the_end_of_an_answer_too(
 
 
 def llava_labels(tokenizer: Any, pairs: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
-    """preprocess_v1 as CHECKPOINTS.md section 6 describes it: cursor, rounds, instruction lengths.
+    """preprocess_v1 as LLaVA's code does it: cursor, rounds, instruction lengths.
 
     A round tokenised alone begins `▁USER`, after `</s>` it may be `USER`: with Llama's vocabulary that is one
     token fewer, which the original corrects by 1; here the correction is measured.

@@ -95,7 +95,7 @@ def test_dpo_is_log_two_without_a_margin_and_stays_finite_far_out() -> None:
 
 
 def test_the_gradient_of_dpo_is_the_scaled_difference_of_two_sft_gradients() -> None:
-    """PAPER.md section 2: beta sigma(-beta m) (grad L_sft(y_c) - grad L_sft(y_r)), in float64."""
+    """the nSFT paper: beta sigma(-beta m) (grad L_sft(y_c) - grad L_sft(y_r)), in float64."""
     torch.manual_seed(0)
     beta, vocabulary = 0.7, 13
     model = torch.nn.Sequential(

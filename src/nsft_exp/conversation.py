@@ -2,8 +2,8 @@
 
 One place decides how a conversation is written and tokenised; training, generation and scoring all use
 it. The text is LLaVA's (`vicuna_v1`), and the ids are those of its original code: the text is cut at the
-image and each part is tokenised alone; an answer is its own tokens and the end token (CHECKPOINTS.md,
-sections 4-6).
+image and each part is tokenised alone; an answer is its own tokens and the end token (as in LLaVA's
+`preprocess_v1`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from nsft_exp.records import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEAN_COLOUR = (122, 116, 104)
-"""CLIP's mean colour in 8 bits: what LLaVA pads an image with (CHECKPOINTS.md, section 3)."""
+"""CLIP's mean colour in 8 bits: what LLaVA pads an image with (LLaVA's `preprocess_v1`)."""
 
 
 def open_image(path: str | Path, exif: str = "apply") -> Image.Image:

@@ -150,7 +150,7 @@ def answer_logps(scores: TokenScores, *roles: str) -> Tensor:
 
 
 def margins(policy: TokenScores, reference: TokenScores) -> Tensor:
-    """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (PAPER.md, 2)."""
+    """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (the nSFT paper)."""
     chosen_E = answer_logps(policy, "chosen") - answer_logps(reference, "chosen")
     rejected_E = answer_logps(policy, "rejected") - answer_logps(reference, "rejected")
     return chosen_E - rejected_E

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nsft_exp.records import UserError
 
 LANGUAGE_LINEARS = r"model\.language_model\..*\.(?:q|k|v|o|gate|up|down)_proj"
-"""LLaVA's LoRA targets, kept off the vision tower, whose layers are named alike (CHECKPOINTS.md, 8)."""
+"""LLaVA's LoRA targets, kept off the vision tower, whose layers are named alike."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The vision error codebook Q: the kinds of error that a critic may name (PAPER.md section 3)."""
+"""The vision error codebook Q: the kinds of error that a critic may name (the nSFT paper)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The prompt of an LLM critic and the reading of its reply: pure functions, no client.
 
-The paper's own prompt is not public; this one is ours (PAPER.md sections 3 and 12). Both answers reach
+The paper's own prompt is not public; this one is ours. Both answers reach
 the LLM as JSON strings, so that nothing inside them reads as an instruction or ends the prompt early. A
 reply is any text at all: it becomes a Correction with a status and a reason, never an exception.
 """

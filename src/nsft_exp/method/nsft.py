@@ -1,6 +1,6 @@
 """nSFT: continual SFT on the chosen answer and on a corrective dialogue about the rejected one.
 
-L_nSFT = L_sft(y_c) + w L_sft(G(y_r; y_c, Q)) (PAPER.md, section 3).
+L_nSFT = L_sft(y_c) + w L_sft(G(y_r; y_c, Q)) (the nSFT paper).
 """
 
 from __future__ import annotations
