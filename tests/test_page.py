@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -226,3 +227,16 @@ def test_the_page_works_in_a_browser(page: str, tmp_path: Path, width: int, narr
         "narrow": narrow,
         "pictures": True,
     }
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
+@pytest.mark.skipif("NSFT_PAGE" not in os.environ, reason="NSFT_PAGE names no page of a study")
+def test_the_page_of_a_study_opens_in_a_browser(tmp_path: Path) -> None:
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [str(CHROMIUM), *flags, "--virtual-time-budget=8000", "--dump-dom"]
+    page = Path(os.environ["NSFT_PAGE"]).resolve()
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+    for label in ("base", "cont_sft", "gt_dpo", "nsft", "nsft/matched_random"):
+        assert label in done.stdout, label
+    assert "data:image/png;base64," in done.stdout
+    assert "Uncaught" not in done.stderr
