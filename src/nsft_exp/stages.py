@@ -338,9 +338,13 @@ def build(node: dict[str, Any]) -> Any:
 
 def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
     """Yield the items under a progress bar (on a terminal; silent in a file)."""
+    from rich.console import Console
     from rich.progress import track as bar
 
-    yield from bar(items, description=f"  {title}", total=total, transient=True)
+    console = Console(stderr=True)
+    yield from bar(
+        items, f"  {title}", total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:
