@@ -140,7 +140,7 @@ def test_a_kill_in_any_stage_and_a_rerun_give_the_same_bytes(
 
 
 def test_a_stage_in_a_process_of_its_own_gives_the_same_bytes(nsft: Run, tmp_path: Path) -> None:
-    words = ("method=cont_sft", *DEBUG)
+    words = ("method=cont_sft", *DEBUG, "~benchmark.chair", "~benchmark.chair_t1", "~benchmark.vqa")
     assert nsft(*words, "paths.runs=here") == 0
     assert nsft(*words, "paths.runs=there", "launch=child") == 0
     assert contents(tmp_path / "there") == contents(tmp_path / "here")

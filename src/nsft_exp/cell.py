@@ -42,7 +42,7 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
         plain = configs.resolved(config)
         outcome |= {"config": plain, "seed": plain["seed"]}
         configs.check_belonging(plain, choices)
-        run = CellRun(Store(plain["paths"]["runs"]))
+        run = CellRun(Store(plain["paths"]["runs"]), plain["trainer"].get("threads"))
         plan = make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
         _say(f"[bold]{escape(outcome['label'])}[/] seed {plain['seed']}")
         preflight(plan)

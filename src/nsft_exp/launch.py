@@ -69,6 +69,7 @@ def _order(step: Step, run: CellRun) -> dict[str, object]:
     return {
         "step": to_json(step),
         "runs": str(run.store.root),
+        "threads": run.threads,
         "folders": {name: str(folder.path) for name, folder in run.folders.items()},
         "keys": run.keys,
     }
@@ -80,7 +81,7 @@ def run_order(order: Path, reply: Path) -> None:
     fields = asked["step"] | {name: tuple(asked["step"][name]) for name in ("inputs", "init")}
     step = Step(**fields)
     folders = {name: StageFolder(Path(path)) for name, path in asked["folders"].items()}
-    run = CellRun(Store(asked["runs"]), folders=folders, keys=asked["keys"])
+    run = CellRun(Store(asked["runs"]), asked["threads"], folders=folders, keys=asked["keys"])
     try:
         folder = run_step(step, run)
     except UserError as error:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +45,8 @@ class CellRun:
     """What running one cell has produced so far: the folder and the key of each step by name."""
 
     store: Store
-    report: Callable[[str], None] = lambda line: None
+    threads: int | None = None
+    """CPU threads of every stage: the same number gives the same bytes (None: as torch chooses)."""
     folders: dict[str, StageFolder] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ def respond(step: Step, run: CellRun) -> StageFolder:
         todo = [s for s in samples if s.id not in _done(folder, inputs)]
         if todo:
             pairing = build(step.nodes["pairing"])
-            vlm = build(step.nodes["vlm"]).load() if pairing.needs_vlm else None
+            vlm = load_vlm(step, run) if pairing.needs_vlm else None
             _append(folder, pairing.pairs(todo, vlm), inputs, len(todo), run)
     return folder
 
@@ -266,7 +267,7 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
     chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
     todo = [chunk for chunk in chunks if any(request.id not in done for request in chunk)]
     if todo:
-        vlm = build(step.nodes["vlm"]).load([run.folders[name].path for name in step.init])
+        vlm = load_vlm(step, run)
         replies = (reply for chunk in todo for reply in vlm.generate(chunk))
         with folder.appending("answers.jsonl") as append:
             for key, (reply, *_) in track(replies, "evaluate", sum(map(len, todo))):
@@ -334,6 +335,15 @@ def _item_row(request: Request, reply: Reply | None, score: ItemScore | None) ->
 def build(node: dict[str, Any]) -> Any:
     """Return the object that a config node describes: its `_target_` called with its other keys."""
     return instantiate(node, _convert_="all")
+
+
+def load_vlm(step: Step, run: CellRun) -> Any:
+    """Load the step's VLM with what the train steps of its `init` trained; sets the number of threads."""
+    if run.threads:
+        import torch
+
+        torch.set_num_threads(run.threads)
+    return build(step.nodes["vlm"]).load([run.folders[name].path for name in step.init])
 
 
 def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
