@@ -75,14 +75,15 @@ class TokenTraining(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The rate is set at every step from the recipe.
 
-        A group's `scale` is its rate over the recipe's: not 1 for a vision tower with a rate of its own.
+        A group's `scale` is its rate over the recipe's: not 1 for a tower and projector with their own.
         """
         recipe = self.recipe
         scale = (recipe.vision_learning_rate or recipe.learning_rate) / recipe.learning_rate
         parts: dict[tuple[bool, bool], list[Any]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                parts["vision_tower" in name, parameter.dim() >= 2].append(parameter)
+                vision = "vision_tower" in name or "multi_modal_projector" in name
+                parts[vision, parameter.dim() >= 2].append(parameter)
         groups = [
             {
                 "params": parameters,

@@ -19,8 +19,8 @@ class Recipe:
     `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The
     rate rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear`
     to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never).
-    `vision_learning_rate` is the vision tower's own peak rate, where it is trained. `max_length` tokens a
-    conversation.
+    `vision_learning_rate` is the own peak rate of vision tower and projector, where they are trained (None:
+    the same). `max_length` tokens a conversation.
     """
 
     name: str
