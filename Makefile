@@ -25,7 +25,7 @@ $(VENV)/test: $(VENV)/core
 	@$(INSTALL) --editable ".[test]"
 	@touch $@
 
-demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline, about 10 minutes
+demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline
 	@$(RUN) -m --config-name demo $(ARGS)
 
 demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
@@ -47,7 +47,7 @@ format: $(VENV)/test ## Format the source and mend what the linter can
 	@$(VENV)/bin/python -m ruff format .
 	@$(VENV)/bin/python -m ruff check --fix .
 
-toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (about 45 minutes on 2 cores)
+toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (meant to take 45 minutes)
 	@$(RUN) toy-base $(ARGS)
 
 wheel: $(VENV)/test ## Build the wheel into dist/

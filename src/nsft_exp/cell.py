@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from nsft_exp import config as configs
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
 from nsft_exp.records import UserError
 from nsft_exp.stages import CellRun, build
-from nsft_exp.store import Store, leaves
+from nsft_exp.store import Store
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -63,13 +63,12 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
 
 def _fail(outcome: dict[str, Any], message: str) -> None:
     outcome["error"] = message
-    log.debug(traceback.format_exc())
     _say(f"  [red]failed[/] {escape(message)}")
 
 
 def _say(line: str) -> None:
     console.print(line, soft_wrap=True)
-    log.info(line)
+    log.info(Text.from_markup(line).plain)
 
 
 def preflight(plan: list[Step]) -> None:
@@ -82,16 +81,4 @@ def preflight(plan: list[Step]) -> None:
                 continue
             seen.add(repr(node))
             plugin = build(node)
-            if group == "benchmark":
-                plugin.requests()
-            elif hasattr(plugin, "check_images"):
-                plugin.check_images(plugin.samples())
-            else:
-                plugin.samples()
-
-
-def moved(outcomes: list[dict[str, Any]]) -> list[str]:
-    """The config leaves in which the cells differ (what the sweep moved)."""
-    tables = [dict(leaves(o["config"])) for o in outcomes if o.get("config")]
-    names = {name for table in tables for name in table}
-    return sorted(n for n in names if len({repr(table.get(n)) for table in tables}) > 1)
+            plugin.samples() if group == "source" else plugin.requests()

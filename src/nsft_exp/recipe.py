@@ -87,7 +87,6 @@ class TrainerOptions:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: str = "auto"
     precision: str | None = None
     micro_batch: int = 8
     threads: int | None = None

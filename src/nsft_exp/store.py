@@ -47,7 +47,6 @@ IGNORED = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
-    "trainer.strategy",
     "trainer.threads",
     "trainer.num_workers",
     "trainer.micro_batch",
