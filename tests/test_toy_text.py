@@ -11,29 +11,25 @@ from random import Random
 import pytest
 
 from nsft_exp.records import Exchange, UserError
-from nsft_exp.toy.files import ToyFiles
-from nsft_exp.toy.source import ToyWorld
-from nsft_exp.toy.talk import caption_talk, comparison, instruct_talk, pretraining_talk, vqa_talk
-from nsft_exp.toy.text import (
+from nsft_exp.toy.ask import draw_fact
+from nsft_exp.toy.fact import (
     attribute,
-    caption,
-    careless,
     count,
-    detailed,
-    draw_fact,
     exchange,
     existence,
-    honest,
     mme,
     naming,
     position,
-    relation,
     relation_of,
     scene_kind,
     short_answer,
     sign_text,
     total,
 )
+from nsft_exp.toy.files import ToyFiles
+from nsft_exp.toy.source import ToyWorld
+from nsft_exp.toy.talk import caption_talk, comparison, instruct_talk, pretraining_talk, vqa_talk
+from nsft_exp.toy.text import caption, careless, detailed, honest, relation
 from nsft_exp.toy.world import Scene, Sign, Thing, lexicon, make_scene, tempting
 
 CUP, BIRD = Thing("cup", "red", "small", 0, "small"), Thing("umbrella", "blue", "large", 5)

@@ -123,10 +123,12 @@ def split_config_name(arguments: list[str]) -> tuple[str, list[str]]:
 
 def toy_base(arguments: list[str]) -> int:
     """`nsft toy-base`: train the toy base VLM from scratch and put it where `vlm=toy` finds it."""
-    from nsft_exp.toy_base import install
+    from nsft_exp.toy_base import install, prepare
 
-    outcomes, config = run_jobs(["--config-name", "toy_base", *arguments])
-    code = conclude(outcomes, config, multirun=False)
+    config = configs.resolved(configs.compose_config(arguments, "toy_base"))
+    prepare(config["vlm"], config["tower"])
+    outcomes, composed = run_jobs(["--config-name", "toy_base", *arguments])
+    code = conclude(outcomes, composed, multirun=False)
     if code == 0:
         print(f"toy base: {install(outcomes[0])}")
     return code

@@ -137,8 +137,6 @@ def make_trainable(job: Job) -> PeftModel | None:
     model, tuning = job.loaded.model, job.tuning
     model.requires_grad_(False)
     peft = _with_lora(job) if tuning.kind == "lora" else None
-    if tuning.kind == "scratch":
-        model.requires_grad_(True)
     if tuning.kind == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)

@@ -73,24 +73,12 @@ class TokenTraining(L.LightningModule):
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe.
-
-        A group's `scale` is its rate over the recipe's: not 1 for a tower and projector with their own.
-        """
+        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
         recipe = self.recipe
-        scale = (recipe.vision_learning_rate or recipe.learning_rate) / recipe.learning_rate
-        parts: dict[tuple[bool, bool], list[Any]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                vision = "vision_tower" in name or "multi_modal_projector" in name
-                parts[vision, parameter.dim() >= 2].append(parameter)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {
-                "params": parameters,
-                "weight_decay": recipe.weight_decay if matrix else 0.0,
-                "scale": scale if vision else 1.0,
-            }
-            for (vision, matrix), parameters in parts.items()
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
         betas = (recipe.betas[0], recipe.betas[1])
         return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
@@ -170,7 +158,7 @@ class TokenTraining(L.LightningModule):
         limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe.rate(step, self.num_steps) * group["scale"]
+            group["lr"] = self.recipe.rate(step, self.num_steps)
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -19,8 +19,7 @@ class Recipe:
     `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The
     rate rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear`
     to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never).
-    `vision_learning_rate` is the own peak rate of vision tower and projector, where they are trained (None:
-    the same). `max_length` tokens a conversation.
+    `max_length` tokens a conversation.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Recipe:
     weight_decay: float = 0.0
     betas: Sequence[float] = (0.9, 0.999)
     clip_norm: float = 1.0
-    vision_learning_rate: float | None = None
     lora_rank: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.0
@@ -62,7 +60,7 @@ class Tuning:
     """Which weights are trained.
 
     `lora`: adapters on the modules whose whole name matches the regular expression `targets`; `full`: the
-    language model; `scratch`: everything. `train_projector` adds the projector, in full.
+    language model. `train_projector` adds the projector, in full. The vision tower stays as it is.
     """
 
     kind: str = "lora"
@@ -71,7 +69,7 @@ class Tuning:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _choice("tuning.kind", self.kind, ("lora", "full", "scratch"))
+        _choice("tuning.kind", self.kind, ("lora", "full"))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,34 @@
-"""Puts a freshly trained toy base where `vlm=toy` finds it, with its model card."""
+"""Makes the toy base VLM: a tokenizer, a vision tower, then LLaVA's second stage as any cell trains."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nsft_exp.config import PACKAGE
 from nsft_exp.records import UserError
+from nsft_exp.stages import build
 from nsft_exp.store import StageFolder
 from nsft_exp.toy.card import write_card
 
 BASE = PACKAGE / "toy" / "base"
+PIECES = 958
+"""At most so many pieces for the tokenizer; the world's texts yield fewer."""
+
+
+def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
+    """Train the tokenizer and the vision tower that the `vlm` node names, unless they are there already."""
+    from nsft_exp.toy.source import tokenizer_texts
+    from nsft_exp.toy.tower import train_tower
+    from nsft_exp.vlm.loaded import replace_folder
+    from nsft_exp.vlm.tokenizer import train_llama_tokenizer
+
+    if not Path(vlm["tokenizer"]).is_dir():
+        tokenizer = train_llama_tokenizer(tokenizer_texts(), PIECES)
+        replace_folder(Path(vlm["tokenizer"]), tokenizer.save_pretrained)  # type: ignore[arg-type]
+    train_tower(Path(vlm["tower"]), build(vlm | {"tower": None}).tower_config(), build(tower))
 
 
 def install(outcome: dict[str, Any], folder: Path = BASE) -> Path:
@@ -22,23 +39,29 @@ def install(outcome: dict[str, Any], folder: Path = BASE) -> Path:
     trained = Path(outcome["folders"]["train"])
     model, manifest = trained / "model", StageFolder(trained).manifest()
     if manifest is None or not model.is_dir():
-        raise UserError(f"{trained}: holds no whole model; the toy base needs tuning=scratch")
+        raise UserError(f"{trained}: holds no whole model; the toy base needs tuning=full")
     try:
         shutil.copytree(model, folder, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error}); run it in a checkout") from error
     config = outcome["config"]
-    recipe = {name: value for name, value in config["recipe"].items() if not name.startswith("_")}
     test = config["benchmark"]
     write_card(
         folder,
         parameters=manifest["parameters"],
         command="make toy-base",
-        recipe={"scenes": config["source"]["size"], "steps": manifest["steps"], **recipe},
+        recipe=recipe(config, manifest["steps"]),
         about=f"{test['scenes']} scenes of the {test['split']} split, seed {test['seed']}.",
         scores=scores(outcome["folders"]),
     )
     return folder
+
+
+def recipe(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What the card says of the training: the tower's numbers, then those of language model and projector."""
+    tower = {f"tower: {name}": value for name, value in asdict(build(config["tower"])).items()}
+    ours = {name: value for name, value in config["recipe"].items() if not name.startswith(("_", "lora"))}
+    return {**tower, "scenes": config["source"]["size"], "steps": steps, **ours}
 
 
 def scores(folders: dict[str, str]) -> dict[str, float]:

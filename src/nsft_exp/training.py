@@ -91,7 +91,7 @@ def quiet() -> None:
 
 
 def _module(job: Job, reference: Reference | None, files: RunFiles) -> TokenTraining:
-    projector_or_tower_trained = job.tuning.kind != "lora" or job.tuning.train_projector
+    features_change = job.tuning.train_projector
     held = range(job.num_trained, len(job.examples))
     return TokenTraining(
         job.loaded,
@@ -106,7 +106,7 @@ def _module(job: Job, reference: Reference | None, files: RunFiles) -> TokenTrai
         validate_every=job.trainer.validate_every if held else 0,
         validate=lambda: job.batches(held),
         look=partial(_look, job, files.samples),
-        shared_features=not projector_or_tower_trained,
+        shared_features=not features_change,
     )
 
 

@@ -20,21 +20,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nsft_exp.toy.text import (
-    Fact,
-    attribute,
-    caption,
-    count,
-    draw_fact,
-    exchange,
-    existence,
-    honest,
-    mme,
-    relation,
-    relation_of,
-    short_answer,
-    with_article,
-)
+from nsft_exp.toy.ask import draw_fact
+from nsft_exp.toy.fact import Fact, attribute, count, exchange, existence, mme, relation_of, short_answer
+from nsft_exp.toy.text import caption, honest, relation, with_article
 from nsft_exp.toy.world import Scene, lexicon, make_scene
 
 PER_IMAGE = 2

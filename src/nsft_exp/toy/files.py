@@ -35,6 +35,8 @@ MADE_BY = (
     "world.py",
     "draw.py",
     "text.py",
+    "fact.py",
+    "ask.py",
     "talk.py",
     "benchmark_files.py",
     "files.py",

@@ -6,19 +6,9 @@ from dataclasses import replace
 from random import Random
 
 from nsft_exp.records import Exchange
-from nsft_exp.toy.text import (
-    Fact,
-    Style,
-    Use,
-    Writer,
-    caption,
-    careless,
-    detailed,
-    draw_fact,
-    exchange,
-    honest,
-    mme,
-)
+from nsft_exp.toy.ask import draw_fact
+from nsft_exp.toy.fact import Fact, Style, Use, exchange, mme
+from nsft_exp.toy.text import Writer, caption, careless, detailed, honest
 from nsft_exp.toy.world import Scene, lexicon
 
 LONG = ("detailed", "caption", "compare")

@@ -182,7 +182,7 @@ def _thing(name: str, cell: int, faint: float, rng: Random) -> Thing:
     view: View = rng.choice(FAINT) if rng.random() < faint else "clear"
     color = _color(name, likelihoods()["scene"]["favourite"], rng)
     size = "small" if view == "small" else "large"
-    return Thing(name, color, size, cell, view, rng.randint(-1, 1), rng.randint(-3, 3))
+    return Thing(name, color, size, cell, view, rng.randint(-1, 1), rng.randint(-1, 1))
 
 
 def _color(category: str, favourite: float, rng: Random) -> str:

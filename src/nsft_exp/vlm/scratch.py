@@ -11,7 +11,7 @@ from nsft_exp.records import UserError
 from nsft_exp.vlm.hf import HFModel
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig
+    from transformers import CLIPVisionConfig, LlavaConfig
 
     from nsft_exp.vlm.loaded import LoadedHF
 
@@ -28,7 +28,8 @@ class ScratchLlava(HFModel):
 
     `width` and `layers` are the decoder's; its heads have size `head_size` (32 or 64, so that vLLM loads it).
     `vision_feature_layer` -2 is LLaVA's: the last CLIP layer is not used. `tokenizer` is a folder; None: a
-    tokenizer of at most `vocab_size` pieces learnt from a few built-in sentences.
+    tokenizer of at most `vocab_size` pieces learnt from a few built-in sentences. `tower` is the folder of a
+    trained `CLIPVisionModel` of these sizes; None: a random one.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ScratchLlava(HFModel):
         max_positions: int = 2048,
         vocab_size: int = 384,
         tokenizer: str | None = None,
+        tower: str | None = None,
         seed: int = 0,
         dtype: str = "float32",
         device: str = "auto",
@@ -92,11 +94,14 @@ class ScratchLlava(HFModel):
         self.tie_embeddings = tie_embeddings
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
+        self.tower = tower
         self.seed = seed
 
     def files(self) -> list[Path]:
-        """The tokenizer's file, if the model has one: all else follows from the arguments."""
-        return [Path(self.tokenizer) / "tokenizer.json"] if self.tokenizer else []
+        """The tokenizer's and the tower's files, if there are: all else follows from the arguments."""
+        files = [self.tokenizer and Path(self.tokenizer) / "tokenizer.json"]
+        files.append(self.tower and Path(self.tower) / "model.safetensors")
+        return [file for file in files if file]
 
     def load(self, adapters: Sequence[Path] = (), device: str | None = None) -> LoadedHF:
         """Make the model (the same for the same seed), or load what a training from scratch wrote."""
@@ -125,10 +130,20 @@ class ScratchLlava(HFModel):
             torch.manual_seed(self.seed)
             model = LlavaForConditionalGeneration(self._config(tokenizer))
             _initialise(model)
+        if self.tower:
+            model.model.vision_tower.load_state_dict(_read_tower(self.tower, model).state_dict())
         return model.to(getattr(torch, self.dtype))
 
+    def tower_config(self) -> CLIPVisionConfig:
+        """The vision tower's own config."""
+        from transformers import CLIPVisionConfig
+
+        return CLIPVisionConfig(
+            **self.vision, hidden_act="quick_gelu", projection_dim=self.text["hidden_size"]
+        )
+
     def _config(self, tokenizer: Any) -> LlavaConfig:
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+        from transformers import LlamaConfig, LlavaConfig
 
         rows = -(-len(tokenizer) // 64) * 64
         ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -137,9 +152,7 @@ class ScratchLlava(HFModel):
         )
         size = self.vision["image_size"] // self.vision["patch_size"]
         return LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                **self.vision, hidden_act="quick_gelu", projection_dim=self.text["hidden_size"]
-            ),
+            vision_config=self.tower_config(),
             text_config=text,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=size * size,
@@ -147,6 +160,21 @@ class ScratchLlava(HFModel):
             pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
             tie_word_embeddings=self.tie_embeddings,
         )
+
+
+def _read_tower(folder: str, model: Any) -> Any:
+    """The trained tower in a folder. Raises UserError when it is not there or of other sizes."""
+    from transformers import CLIPVisionModel
+
+    if not (Path(folder) / "model.safetensors").is_file():
+        raise UserError(f"{folder}: holds no vision tower; train it first (make toy-base)")
+    tower = CLIPVisionModel.from_pretrained(folder, dtype="float32")
+    ours, theirs = model.config.vision_config, tower.config
+    for size in ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        have, need = getattr(theirs, size), getattr(ours, size)
+        if have != need:
+            raise UserError(f"{folder}: the tower's {size} is {have}, the model's is {need}")
+    return tower
 
 
 def _initialise(model: Any) -> None:
