@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,18 +26,25 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+SMALL = ("source.files_from.scenes=60", "benchmark.scenes=12")
+"""A toy world that is written in a moment."""
+DEBUG = ("preset=debug", "limit=6", *SMALL)
+POPE_ONLY = ("~benchmark.chair", "~benchmark.chair_t1", "~benchmark.vqa")
+
+
+def run_nsft(root: Path, data: Path, *words: str) -> int:
+    """Run `nsft` in this process and the directory `root`; returns the exit code."""
+    from nsft_exp.__main__ import main
+
+    verbs = list(words[:1]) if words and words[0] in ("report", "toy-base") else []
+    overrides = [w for w in words[len(verbs) :] if not w.startswith("paths.data")]
+    with chdir(root), pytest.raises(SystemExit) as ended:
+        main([*verbs, *overrides, f"paths.data={data}"])
+    return int(ended.value.code or 0)
+
+
 @pytest.fixture
 def nsft(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run `nsft` in this process and an empty directory; returns the exit code."""
-    from nsft_exp.__main__ import main
-
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> int:
-        verbs = list(words[:1]) if words and words[0] in ("report", "toy-base") else []
-        overrides = [w for w in words[len(verbs) :] if not w.startswith("paths.data")]
-        with pytest.raises(SystemExit) as ended:
-            main([*verbs, *overrides, f"paths.data={toy_data}"])
-        return int(ended.value.code or 0)
-
-    return run
+    return partial(run_nsft, tmp_path, toy_data)

@@ -9,6 +9,7 @@ import torch
 
 from nsft_exp.batching import GlobalBatches, collate, encode_examples, global_batches, micro_batches
 from nsft_exp.conversation import ChatEncoder
+from nsft_exp.images import Layout
 from nsft_exp.records import Conversation, Example, Turn, UserError
 from nsft_exp.vlm.tokenizer import train_llama_tokenizer
 
@@ -46,8 +47,8 @@ def test_a_micro_batch_is_right_padded_with_roles_weights_and_every_image_once(c
     assert batch.image_rows is not None
     assert batch.image_rows.tolist() == [0, 1, 2, 2]
     assert batch.pixels is not None
-    assert batch.pixels.shape == (3, 3, 2, 2)
-    assert torch.equal(batch.pixels[1], fake_pixels("x", "blurred"))
+    assert [tuple(value.shape) for value in batch.pixels.values] == [(3, 2, 2)] * 3
+    assert torch.equal(batch.pixels.values[1], fake_pixels("x", "blurred"))
     assert batch.tokens == int((batch.weight > 0).sum())
 
 
@@ -62,7 +63,9 @@ def test_a_special_token_in_a_text_is_refused_by_name(chat: ChatEncoder) -> None
         encode_examples([Example("e7", (talk("Yes</s>"),))], chat, 4, 512)
 
 
-def test_what_does_not_fit_is_trimmed_or_dropped_and_counted(chat: ChatEncoder) -> None:
+def test_what_does_not_fit_is_trimmed_or_dropped_and_counted_and_the_log_says_why(
+    chat: ChatEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
     long, short = Example("long", (talk("A cat. " * 30),)), Example("short", (talk("Yes."),))
     whole, _ = encode_examples([long, short], chat, 4, 4096)
     limit = whole[1].length
@@ -70,6 +73,36 @@ def test_what_does_not_fit_is_trimmed_or_dropped_and_counted(chat: ChatEncoder) 
     assert counts == {"trimmed": 1, "dropped": 0}
     assert [e.length for e in kept] == [limit, limit]
     assert encode_examples([long, short], chat, 4, 20)[1] == {"trimmed": 0, "dropped": 2}
+    image = whole[0].conversations[0].ids.tolist().index(chat.image_token_id)
+    encode_examples([long], chat, 4, image + 2)
+    assert "example long: dropped" in caplog.messages[0]
+    assert "would cut its image" in caplog.messages[-1]
+    encode_examples([long], chat, 4, image + 6)
+    assert "would cut its whole answer" in caplog.messages[-1]
+
+
+def test_images_of_different_sizes_have_as_many_tokens_as_their_layout_says(chat: ChatEncoder) -> None:
+    layouts = {"x": Layout(3, (1, 2)), "y": Layout(7, (4, 5))}
+    examples = [Example(i, (talk("Yes.", image=i), talk("No.", image=i))) for i in layouts]
+    encoded, _ = encode_examples([*examples, Example("t", (talk("No.", image=None),))], chat,
+                                 lambda image, view: layouts[image], 512)  # fmt: skip
+    found = [c.ids.tolist().count(chat.image_token_id) for e in encoded for c in e.conversations]
+    assert found == [3, 3, 7, 7, 0]
+    batch = collate(encoded, [0, 1, 2], lambda image, view: torch.zeros(layouts[image].tokens, 2), pad_id=7)
+    assert batch.pixels is not None
+    assert batch.pixels.grids == ((1, 2), (4, 5))
+    assert [tuple(value.shape) for value in batch.pixels.values] == [(3, 2), (7, 2)]
+    moved = batch.to("meta")
+    assert moved.pixels is not None
+    assert moved.pixels.values[0].is_meta
+
+
+def test_an_image_that_cannot_be_read_is_refused_with_its_example(chat: ChatEncoder) -> None:
+    def gone(image: str, view: str) -> Layout:
+        raise UserError(f"{image}: there is no such image")
+
+    with pytest.raises(UserError, match="example e: x: there is no such image"):
+        encode_examples([Example("e", (talk("Yes."),))], chat, gone, 512)
 
 
 def test_every_example_is_seen_once_an_epoch_in_an_order_of_the_seed() -> None:

@@ -7,32 +7,43 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import conftest
+from conftest import run_nsft
+
 Run = Callable[..., int]
-DEBUG = ("preset=debug", "limit=6")
 METHODS = ("base", "cont_sft", "gt_dpo", "nsft")
+DEBUG = (*conftest.DEBUG, "trainer.checkpoint_every=1")
+QUICK = (*DEBUG, *conftest.POPE_ONLY)
+SWEEP = ("-m", f"method={','.join(METHODS)}", *DEBUG)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
+    """The directory in which a sweep over the methods ran once."""
+    root = tmp_path_factory.mktemp("swept")
+    assert run_nsft(root, toy_data, *SWEEP) == 0
+    return root
 
 
 def outcomes(root: Path, study: str = "sweep") -> list[dict[str, Any]]:
     return json.loads((root / "runs" / "studies" / study / "cells.json").read_text("utf-8"))
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file that holds a result: metrics, weights, per-item scores (no times, no logs)."""
-    names = ("metrics.jsonl", "adapter_model.safetensors", "samples.jsonl")
-    found = [p for p in root.rglob("*") if p.name in names]
-    found += root.glob("evaluate/*/records.jsonl")
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
+def contents(root: Path, folders: Iterable[str] = ("runs",)) -> dict[str, bytes]:
+    """Every file of a run that holds a result: records, metrics, weights (no times, no logs)."""
+    names = ("records.jsonl", "metrics.jsonl", "adapter_model.safetensors", "samples.jsonl")
+    found = sorted(p for folder in folders for p in (root / folder).rglob("*") if p.name in names)
+    return {str(p.relative_to(root)): p.read_bytes() for p in found}
 
 
-def test_a_sweep_runs_every_method_and_writes_the_report(nsft: Run, tmp_path: Path) -> None:
-    assert nsft("-m", f"method={','.join(METHODS)}", *DEBUG) == 0
-    rows = outcomes(tmp_path)
+def test_a_sweep_runs_every_method_and_writes_the_report(swept: Path) -> None:
+    rows = outcomes(swept)
     assert [(o["label"], o["status"]) for o in rows] == [(m, "ok") for m in METHODS]
     assert "train" not in rows[0]["folders"]
     assert [sorted(k for k in o["folders"] if ":" not in k) for o in rows[1:]] == [
@@ -41,25 +52,23 @@ def test_a_sweep_runs_every_method_and_writes_the_report(nsft: Run, tmp_path: Pa
         ["critique", "respond", "train"],
     ]
     assert rows[2]["folders"]["respond"] == rows[3]["folders"]["respond"], "one answer pass serves both"
-    assert (tmp_path / "report" / "sweep" / "index.html").stat().st_size > 10_000
+    assert (swept / "report" / "sweep" / "index.html").stat().st_size > 10_000
 
 
-def test_a_finished_sweep_is_skipped_and_its_report_left_alone(nsft: Run, tmp_path: Path) -> None:
-    words = ("-m", "method=base,cont_sft", *DEBUG)
-    assert nsft(*words) == 0
-    page = tmp_path / "report" / "sweep" / "index.html"
-    before, made = contents(tmp_path / "runs"), page.stat().st_mtime_ns
+def test_a_finished_sweep_is_skipped_and_its_report_left_alone(swept: Path, toy_data: Path) -> None:
+    page = swept / "report" / "sweep" / "index.html"
+    before, made = contents(swept), page.stat().st_mtime_ns
     started = time.perf_counter()
-    assert nsft(*words) == 0
+    assert run_nsft(swept, toy_data, *SWEEP) == 0
     assert time.perf_counter() - started < 10
-    assert contents(tmp_path / "runs") == before
+    assert contents(swept) == before
     assert page.stat().st_mtime_ns == made
 
 
 def test_one_failed_cell_stops_no_other_and_is_named_with_its_log(
     nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("-m", "method=cont_sft", "recipe.max_length=12,512", *DEBUG)
+    words = ("-m", "method=cont_sft", "recipe.max_length=12,512", *QUICK)
     assert nsft(*words) == 1
     rows = outcomes(tmp_path)
     assert [o["status"] for o in rows] == ["failed", "ok"]
@@ -69,29 +78,22 @@ def test_one_failed_cell_stops_no_other_and_is_named_with_its_log(
     assert "failed" in (tmp_path / "report" / "sweep" / "index.html").read_text("utf-8")
 
 
-def test_a_single_cell_prints_its_scores(nsft: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nsft("method=cont_sft", *DEBUG) == 0
+def test_a_single_cell_prints_its_scores(
+    swept: Path, toy_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_nsft(swept, toy_data, "method=cont_sft", *DEBUG) == 0
     assert "cont_sft" in capsys.readouterr().out
 
 
 def test_more_samples_extend_the_answers_that_are_there(nsft: Run, tmp_path: Path) -> None:
-    assert nsft("method=gt_dpo", *DEBUG, "source.size=4") == 0
+    assert nsft("method=gt_dpo", *QUICK, "source.size=4") == 0
     (folder,) = (tmp_path / "runs" / "respond").iterdir()
     first = (folder / "records.jsonl").read_bytes()
-    assert nsft("method=gt_dpo", *DEBUG, "source.size=8") == 0
+    assert nsft("method=gt_dpo", *QUICK, "source.size=8") == 0
     assert list((tmp_path / "runs" / "respond").iterdir()) == [folder]
     second = (folder / "records.jsonl").read_bytes()
     assert second.startswith(first)
     assert len(second.splitlines()) == len(first.splitlines()) + 4
-
-
-def test_the_same_seed_gives_the_same_bytes(nsft: Run, tmp_path: Path) -> None:
-    words = ("method=nsft", *DEBUG)
-    assert nsft(*words, "paths.runs=a") == 0
-    assert nsft(*words, "paths.runs=b") == 0
-    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
-    assert first == second
-    assert any(name.endswith("metrics.jsonl") for name in first)
 
 
 KILL = """
@@ -126,24 +128,24 @@ main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("stage", "rows"), [("respond", 3), ("critique", 2), ("train", 1), ("evaluate", 4)])
-def test_a_kill_in_any_stage_and_a_rerun_give_the_same_bytes(
-    stage: str, rows: int, nsft: Run, tmp_path: Path, toy_data: Path
+def test_the_same_seed_gives_the_same_bytes_also_where_it_was_killed_once_in_each_stage(
+    swept: Path, nsft: Run, tmp_path: Path, toy_data: Path
 ) -> None:
-    words = ["method=nsft", *DEBUG, "trainer.checkpoint_every=1", f"paths.data={toy_data}"]
-    assert nsft(*words, "paths.runs=whole") == 0
-    command = [sys.executable, "-c", KILL, stage, str(rows), *words, "paths.runs=killed"]
-    killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
-    assert nsft(*words, "paths.runs=killed") == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    words = ["method=nsft", *DEBUG, f"paths.data={toy_data}"]
+    for stage, rows in (("respond", 3), ("critique", 2), ("train", 1), ("evaluate", 4)):
+        command = [sys.executable, "-c", KILL, stage, str(rows), *words]
+        killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert killed.returncode == -9, killed.stderr
+    assert nsft(*words) == 0
+    expected = contents(swept, outcomes(swept)[METHODS.index("nsft")]["folders"].values())
+    assert contents(tmp_path) == expected
+    assert {name.split("/")[1] for name in expected} == {"respond", "critique", "train", "evaluate"}
 
 
-def test_a_stage_in_a_process_of_its_own_gives_the_same_bytes(nsft: Run, tmp_path: Path) -> None:
-    words = ("method=cont_sft", *DEBUG, "~benchmark.chair", "~benchmark.chair_t1", "~benchmark.vqa")
-    assert nsft(*words, "paths.runs=here") == 0
-    assert nsft(*words, "paths.runs=there", "launch=child") == 0
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+def test_a_stage_in_a_process_of_its_own_gives_the_same_bytes(swept: Path, nsft: Run, tmp_path: Path) -> None:
+    assert nsft("method=cont_sft", *QUICK, "launch=child") == 0
+    folders = outcomes(swept)[METHODS.index("cont_sft")]["folders"]
+    assert contents(tmp_path) == contents(swept, [folders["train"], folders["evaluate:pope"]])
 
 
 def test_what_cannot_be_written_is_refused_before_any_work(
@@ -182,7 +184,7 @@ def test_bad_input_is_one_line_before_any_work(
     changes: dict[str, Any], message: str, nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = llava_source(tmp_path, b"\x89PNG broken", changes)
-    assert nsft("method=gt_dpo", *DEBUG, *words) == 2
+    assert nsft("method=gt_dpo", "preset=debug", *words) == 2
     (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("nsft: ")]
     assert re.search(message, line)
     assert not (tmp_path / "runs" / "respond").exists()

@@ -64,6 +64,19 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path) -> None:
         open_image(tmp_path / "gone.png")
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("lost", [1, 4, 20])
+def test_a_file_that_lost_only_its_last_bytes_is_refused(lost: int, suffix: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / f"whole.{suffix}")
+    whole = path.read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[:-lost])
+    with pytest.raises(UserError, match=f"cut.{suffix}: the image cannot be decoded"):
+        open_image(tmp_path / f"cut.{suffix}")
+    path.write_bytes(whole + b"appended by a camera" * 100)
+    assert open_image(path).size == (64, 64)
+
+
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(Image.new("RGB", (40, 40)), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -338,3 +339,22 @@ def test_smoothing_keeps_short_series_and_the_mean_of_a_constant() -> None:
     short = np.array([1.0, 5.0, 2.0])
     assert (smooth(short) == short).all()
     assert smooth(np.full(400, 2.5)) == pytest.approx(np.full(400, 2.5))
+
+
+def test_rows_that_a_swept_value_tells_apart_carry_it_in_their_label() -> None:
+    from nsft_exp.study import _labels
+
+    def outcome(label: str, rate: float, seed: int, recipe: str = "toy") -> dict[str, Any]:
+        choices = {"method": label, "variant": "none", "source": "s", "vlm": "v", "recipe": recipe}
+        config = {"seed": seed, "recipe": {"learning_rate": rate}, "trainer": {"micro_batch": seed + 1}}
+        return {"label": label, "choices": choices, "config": config}
+
+    rates = [outcome("nsft", rate, seed) for rate in (0.1, 0.2) for seed in (0, 1)]
+    assert _labels([*rates, outcome("base", 0.1, 0), outcome("base", 0.2, 0)]) == [
+        *("nsft recipe.learning_rate=0.1", "nsft recipe.learning_rate=0.1"),
+        *("nsft recipe.learning_rate=0.2", "nsft recipe.learning_rate=0.2"),
+        *("base", "base"),
+    ]
+    recipes = [outcome("nsft", 0.1, 0), outcome("nsft", 0.2, 0, "equal")]
+    assert _labels(recipes) == ["nsft recipe=toy", "nsft recipe=equal"]
+    assert _labels([outcome("nsft", 0.1, 0), outcome("nsft", 0.1, 1)]) == ["nsft", "nsft"]

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
 
+from conftest import DEBUG, POPE_ONLY
 from nsft_exp.records import UserError
 from nsft_exp.report.cell import Cell
 from nsft_exp.wandb_log import ANSWERS, Wandb, history, mark_words, staging_in, tags_of, without_secrets
@@ -164,6 +165,76 @@ def test_tags_stay_within_what_is_allowed(cell: Cell) -> None:
 
 def test_marks_are_put_into_words() -> None:
     assert mark_words(((0, 1, "right"), (2, 3, "wrong"), (4, 5, "right"))) == "2 right, 1 wrong"
+
+
+class Run:
+    """Stands for a W&B run, which needs the network: keeps what it is told."""
+
+    def __init__(self, told: list[Any], **options: Any) -> None:
+        self.told, self.options = told, options
+        self.summary: dict[str, Any] = {}
+        told.append(("init", options["id"], options["resume"]))
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        self.told.append(("log", step, row))
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.told.append(("finish", exit_code))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the runs that are opened in the test were told, in order."""
+    told: list[Any] = []
+    monkeypatch.setattr(wandb, "init", lambda **options: Run(told, **options))
+    monkeypatch.setattr("nsft_exp.wandb_log.answer_table", lambda evaluation: evaluation.name)
+    return told
+
+
+ROWS = [{"step": 1, "loss": 2.0}, {"step": 1, "time/seconds": 0.5}, {"step": 2, "loss": 1.5}]
+
+
+def test_online_a_training_is_told_row_by_row_and_then_overwritten_whole(
+    told: list[Any], cell: Cell, tmp_path: Path
+) -> None:
+    sink = Wandb(str(tmp_path), mode="online")
+    description = sink.live_run(cell, group="demo")
+    assert json.loads(json.dumps(description)) == description, "a child process gets it as JSON"
+    with sink.stream(description) as listen:
+        for number, row in enumerate(ROWS, 1):
+            listen(row)
+            assert len(told) == 1 + number, "each row at once"
+    assert told[0] == ("init", description["id"], "allow"), "a killed training goes on in the same run"
+    assert told[1:4] == [
+        ("log", 1, {"loss": 2.0}),
+        ("log", 1, {"time/seconds": 0.5}),
+        ("log", 2, {"loss": 1.5}),
+    ]
+    assert told[4:] == [("finish", 0)]
+    sink.log(cell, group="demo")
+    assert told[5] == ("init", description["id"], None), "the whole run replaces it"
+
+
+def test_a_training_that_fails_is_told_as_failed(told: list[Any], cell: Cell, tmp_path: Path) -> None:
+    sink = Wandb(str(tmp_path), mode="online")
+    with pytest.raises(RuntimeError), sink.stream(sink.live_run(cell)):
+        raise RuntimeError
+    assert told[-1] == ("finish", 1)
+
+
+def test_offline_nothing_streams(cell: Cell, tmp_path: Path) -> None:
+    assert Wandb(str(tmp_path)).live_run(cell) is None
+
+
+def test_a_cell_streams_its_training(told: list[Any], nsft: Callable[..., int]) -> None:
+    assert nsft("method=cont_sft", *DEBUG, *POPE_ONLY, "logger=wandb", "logger.mode=online") == 0
+    ended = told.index(("finish", 0))
+    losses = [(step, row["loss"]) for _, step, row in told[1:ended] if "loss" in row]
+    assert [step for step, _ in losses] == [1, 2]
+    (file,) = Path("runs/train").glob("*/metrics.jsonl")
+    assert losses == [(row["step"], row["loss"]) for row in map(json.loads, file.read_text().splitlines())]
+    assert any("time/tokens_per_second" in row for _, _, row in told[1:ended])
+    assert told[ended + 1] == ("init", told[0][1], None)
 
 
 def test_an_unknown_mode_is_refused() -> None:

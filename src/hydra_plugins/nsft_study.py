@@ -10,7 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from nsft_exp.outcomes import OUTCOMES
+from nsft_exp.outcomes import CONFIGS, OUTCOMES
 
 
 class StudySweeper(BasicSweeper):
@@ -40,5 +40,6 @@ class StudySweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs; a job returns its outcome instead of raising, so one failure stops nothing."""
         results = super().sweep(arguments)
-        OUTCOMES[:] = [job.return_value for batch in results for job in batch]
+        jobs = [job for batch in results for job in batch]
+        OUTCOMES[:], CONFIGS[:] = [job.return_value for job in jobs], [job.cfg for job in jobs]
         return results

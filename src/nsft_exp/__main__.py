@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from nsft_exp import config as configs
-from nsft_exp.outcomes import OUTCOMES
+from nsft_exp.outcomes import CONFIGS, OUTCOMES
 from nsft_exp.records import UserError
 
 
@@ -66,7 +66,7 @@ def run_jobs(arguments: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         raise UserError(
             f"{error.filename}: cannot write there ({reason}); set paths.runs to a writable folder"
         ) from error
-    return OUTCOMES or outcomes, composed
+    return (OUTCOMES, CONFIGS[-1]) if OUTCOMES else (outcomes, composed)
 
 
 def with_experiments(arguments: list[str]) -> list[str]:
@@ -134,7 +134,34 @@ def toy_base(arguments: list[str]) -> int:
     return code
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"report": report, "toy-base": toy_base}
+def export(arguments: list[str]) -> int:
+    """`nsft export`: write what a cell trains on as a data set for other trainers."""
+    from nsft_exp.export import data
+
+    return data.export(arguments)
+
+
+def export_model(arguments: list[str]) -> int:
+    """`nsft export-model`: write a finished cell's model as a Hugging Face folder, and prove it."""
+    from nsft_exp.export import model
+
+    return model.export_model(arguments)
+
+
+def check(arguments: list[str]) -> int:
+    """`nsft check`: look at a source or a VLM before hours of work depend on it."""
+    from nsft_exp import check as checks
+
+    return checks.check(arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "report": report,
+    "toy-base": toy_base,
+    "check": check,
+    "export": export,
+    "export-model": export_model,
+}
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ or dropped is counted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from random import Random
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor
 
 from nsft_exp.conversation import PROMPT, ChatEncoder, Encoded, cut
+from nsft_exp.images import Layout
 from nsft_exp.records import Conversation, Example, UserError
 
+log = logging.getLogger(__name__)
+
 PixelReader = Callable[[str, str], Tensor]
-"""(image, view) to the vision tower's input [3, S, S]."""
+"""(image, view) to the vision tower's input: of one shape for all pictures, or of one for each."""
+LayoutReader = Callable[[str, str], Layout]
+"""(image, view) to its number of image tokens and its grid."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class EncodedConversation:
     weights: np.ndarray | None
     image: str | None
     view: str
+    grid: tuple[int, ...] = ()
+    """The grid of the image's features, where the model's pictures have one (see Layout)."""
 
 
 @dataclass(frozen=True)
@@ -52,41 +60,66 @@ class EncodedExample:
 
 
 def encode_examples(
-    examples: Iterable[Example], chat: ChatEncoder, num_image_tokens: int, max_length: int
+    examples: Iterable[Example], chat: ChatEncoder, images: LayoutReader | int, max_length: int
 ) -> tuple[list[EncodedExample], dict[str, int]]:
     """Return the encoded examples and the counts `trimmed` (answers cut at `max_length`) and `dropped`.
 
-    An example is dropped when cutting would take its image or every supervised token of a conversation.
-    Raises UserError for an example that has no supervised token to begin with, naming it.
+    `images` tells each image's layout; a number stands for that many tokens an image. An example is dropped
+    when cutting would take its image or every supervised token of a conversation, and the log says which.
+    Raises UserError, naming the example, for one that has no supervised token to begin with or an image that
+    cannot be read.
     """
     counts = {"trimmed": 0, "dropped": 0}
     kept: list[EncodedExample] = []
     for example in examples:
-        whole = [_encode(example, c, chat, num_image_tokens) for c in example.conversations]
+        layouts = [_layout(example, c, images) for c in example.conversations]
+        whole = [_encode(example, *pair, chat) for pair in zip(example.conversations, layouts, strict=True)]
         if not any(encoded.supervised for encoded in whole):
             raise UserError(f"example {example.id}: no token is supervised; give it an answer to learn")
         short = [cut(encoded, max_length, chat.image_token_id) for encoded in whole]
-        if any(encoded is None for encoded in short):
+        if None in short:
             counts["dropped"] += 1
+            _tell_why(example, whole[short.index(None)], chat, max_length)
             continue
         counts["trimmed"] += any(len(a.ids) != len(b.ids) for a, b in zip(whole, short, strict=True) if b)
-        pairs = zip(example.conversations, short, strict=True)
-        kept.append(
-            EncodedExample(example.id, tuple(_compact(c, encoded) for c, encoded in pairs if encoded))
-        )
+        parts = zip(example.conversations, layouts, short, strict=True)
+        kept.append(EncodedExample(example.id, tuple(_compact(c, of, e) for c, of, e in parts if e)))
     return kept, counts
 
 
-def _encode(
-    example: Example, conversation: Conversation, chat: ChatEncoder, num_image_tokens: int
-) -> Encoded:
+def _tell_why(example: Example, encoded: Encoded, chat: ChatEncoder, max_length: int) -> None:
+    """Write the reason why an example is dropped to the log."""
+    lost = "its image" if chat.image_token_id in encoded.ids[max_length:] else "its whole answer"
+    log.warning(
+        "example %s: dropped: of its %d tokens %d are kept, which would cut %s; raise recipe.max_length",
+        example.id,
+        len(encoded.ids),
+        max_length,
+        lost,
+    )
+
+
+def _layout(example: Example, conversation: Conversation, images: LayoutReader | int) -> Layout | None:
+    if conversation.image is None:
+        return None
+    if isinstance(images, int):
+        return Layout(images)
     try:
-        return chat.encode(conversation.turns, num_image_tokens if conversation.image is not None else None)
+        return images(conversation.image, conversation.view)
     except UserError as error:
         raise UserError(f"example {example.id}: {error}") from None
 
 
-def _compact(conversation: Conversation, encoded: Encoded) -> EncodedConversation:
+def _encode(
+    example: Example, conversation: Conversation, layout: Layout | None, chat: ChatEncoder
+) -> Encoded:
+    try:
+        return chat.encode(conversation.turns, layout.tokens if layout else None)
+    except UserError as error:
+        raise UserError(f"example {example.id}: {error}") from None
+
+
+def _compact(conversation: Conversation, layout: Layout | None, encoded: Encoded) -> EncodedConversation:
     plain = encoded.weights.count(1.0) == len(encoded.weights)
     return EncodedConversation(
         ids=np.array(encoded.ids, dtype=np.int32),
@@ -94,6 +127,7 @@ def _compact(conversation: Conversation, encoded: Encoded) -> EncodedConversatio
         weights=None if plain else np.array(encoded.weights, dtype=np.float32),
         image=conversation.image,
         view=conversation.view,
+        grid=layout.grid if layout else (),
     )
 
 
@@ -116,20 +150,35 @@ def micro_batches(numbers: Sequence[int], lengths: Sequence[int], size: int) -> 
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Distinct pictures as a vision tower reads them: each one's `values` (float32) and grid."""
+
+    values: tuple[Tensor, ...]
+    grids: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to(self, device: Any, **options: Any) -> Pictures:
+        """The same pictures on a device."""
+        return Pictures(tuple(v.to(device, **options) for v in self.values), self.grids)
+
+
 @dataclass
 class Batch:
     """A micro-batch of B sequences of at most T tokens, padded on the right.
 
-    `image_rows[m]` is the place in `pixels` [U, 3, S, S] of the m-th sequence with an image, in row order: an
-    image that several sequences share is there once. `numbers` are the examples' places in the list of
-    examples, and `keys` the (example number, conversation number) of each row.
+    `image_rows[m]` is the place in `pixels` of the m-th sequence with an image, in row order: an image that
+    several sequences share is there once. `numbers` are the examples' places in the list of examples, and
+    `keys` the (example number, conversation number) of each row.
     """
 
     ids: Tensor
     role: Tensor
     weight: Tensor
     example: Tensor
-    pixels: Tensor | None
+    pixels: Pictures | None
     image_rows: Tensor | None
     numbers: list[int]
     keys: list[tuple[int, int]]
@@ -145,7 +194,7 @@ class Batch:
         """The same micro-batch on a device."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
-            moved[name] = value.to(device, **options) if isinstance(value, Tensor) else value
+            moved[name] = value.to(device, **options) if isinstance(value, (Tensor, Pictures)) else value
         return Batch(**moved)
 
 
@@ -165,13 +214,16 @@ def collate(
         role[row, : len(c.ids)] = c.roles
         weight[row, : len(c.ids)] = 1.0 if c.weights is None else c.weights
     images = [(c.image, c.view) for *_, c in rows if c.image is not None]
-    distinct = list(dict.fromkeys(images))
+    grids = {(c.image, c.view): c.grid for *_, c in rows if c.image is not None}
+    distinct = list(grids)
     return Batch(
         ids=torch.from_numpy(ids),
         role=torch.from_numpy(role),
         weight=torch.from_numpy(weight),
         example=torch.tensor([place for place, *_ in rows]),
-        pixels=torch.stack([pixels(str(image), view) for image, view in distinct]) if distinct else None,
+        pixels=Pictures(tuple(pixels(*image) for image in distinct), tuple(grids.values()))
+        if distinct
+        else None,
         image_rows=torch.tensor([distinct.index(image) for image in images]) if distinct else None,
         numbers=list(numbers),
         keys=[(n, k) for _, n, k, _ in rows],

@@ -30,19 +30,17 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
     Nothing is raised but KeyboardInterrupt: the traceback of a failure goes to the job's log.
     """
     choices = configs.current_choices()
-    outcome: dict[str, Any] = {
-        "label": row_label(choices),
-        "choices": choices,
-        "status": "failed",
-        "error": "",
-    }
-    outcome["log"] = str(Path(HydraConfig.get().runtime.output_dir) / "nsft.log")
+    outcome = new_outcome(choices, HydraConfig.get().runtime.output_dir)
     run: CellRun | None = None
     try:
         plain = configs.resolved(config)
         outcome |= {"config": plain, "seed": plain["seed"]}
         configs.check_belonging(plain, choices)
         run = CellRun(Store(plain["paths"]["runs"]), plain["trainer"].get("threads"))
+        if plain["logger"]:
+            from nsft_exp.study import stream_of  # brings the report's modules along
+
+            run.stream = stream_of(outcome)
         plan = make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
         _say(f"[bold]{escape(outcome['label'])}[/] seed {plain['seed']}")
         preflight(plan)
@@ -61,6 +59,18 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
     return outcome
 
 
+def new_outcome(choices: dict[str, str], folder: str) -> dict[str, Any]:
+    """Return the outcome of a cell that has not run yet, with its log in the job's folder."""
+    return {
+        "label": row_label(choices),
+        "choices": choices,
+        "status": "failed",
+        "error": "",
+        "log": str(Path(folder) / "nsft.log"),
+        "folders": {},
+    }
+
+
 def _fail(outcome: dict[str, Any], message: str) -> None:
     outcome["error"] = message
     _say(f"  [red]failed[/] {escape(message)}")
@@ -75,6 +85,8 @@ def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
     for step in plan:
+        if step.kind == "train":
+            build(step.nodes["tuning"])
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:
@@ -82,3 +94,6 @@ def preflight(plan: list[Step]) -> None:
             seen.add(repr(node))
             plugin = build(node)
             plugin.samples() if group == "source" else plugin.requests()
+            for what, number in getattr(plugin, "counts", {}).items():
+                if number and ("broken" in what or "benchmark" in what):
+                    _say(f"  {group}: {number} {what} left out")

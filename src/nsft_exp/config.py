@@ -36,13 +36,37 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
     Raises UserError for a value that is mandatory (`???`) and missing.
     """
-    ours = without_hydra(config)
+    ours = with_excluded_benchmarks(without_hydra(config))
     missing = sorted(OmegaConf.missing_keys(ours))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def with_excluded_benchmarks(config: DictConfig) -> DictConfig:
+    """Return the config with the benchmarks themselves where `source.exclude` names some of the cell's.
+
+    Raises UserError for a name that is none of them.
+    """
+    named = OmegaConf.select(config, "source.exclude")
+    names = [named] if isinstance(named, str) else named
+    if not names or not all(isinstance(name, str) for name in names):
+        return config
+    node = config.benchmark
+    places = {str(name): f"benchmark.{name}" for name in node if OmegaConf.is_dict(node[name])}
+    if "_target_" in node:
+        places = {str(node.get("name")): "benchmark"}
+    unknown = [name for name in names if name not in places]
+    if unknown:
+        raise UserError(
+            f"source.exclude={unknown[0]}: is none of the cell's benchmarks ({', '.join(places)}); "
+            "choose it with benchmark=..., or exclude one of these"
+        )
+    changed = config.copy()
+    OmegaConf.update(changed, "source.exclude", [f"${{{places[name]}}}" for name in names], force_add=True)
+    return changed
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -1,9 +1,10 @@
 """From turns to token ids, with the role and the weight of every token.
 
 One place decides how a conversation is written and tokenised; training, generation and scoring all use
-it. The text is LLaVA's (`vicuna_v1`), and the ids are those of its original code: the text is cut at the
-image and each part is tokenised alone; an answer is its own tokens and the end token (as in LLaVA's
-`preprocess_v1`).
+it. For LLaVA the text is that of `vicuna_v1`, and the ids are those of its original code: the text is cut at
+the image and each part is tokenised alone; an answer is its own tokens and the end token (as in LLaVA's
+`preprocess_v1`). Where that code finds its token counts disagree and drops a sample with a printed warning
+(an empty question, an answer that says ` ASSISTANT: `), the sample is kept here with the right mask.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ PROMPT = ROLES.index("prompt")
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """The fixed text around the turns: `system user Q answer A end` and `between user Q answer A end` ..."""
+    """The fixed text around the turns: `system user Q answer A end` and `between user Q answer A end` ...
+
+    With an image the first question is `before_image <image> after_image Q`.
+    """
 
     system: str
     user: str
     answer: str
     end: str
     between: str = ""
-    image: str = "\n"
-    """What stands between the image and the question's text."""
+    before_image: str = ""
+    after_image: str = "\n"
+    answer_space: str = " "
+    """What stands before an answer in the text; in the ids the tokenizer puts it there itself."""
     bos: bool = True
 
 
@@ -41,13 +47,31 @@ VICUNA_V1 = PromptStyle(
     answer=" ASSISTANT:",
     end="</s>",
 )
+"""LLaVA 1.5 and LLaVA-NeXT on Vicuna, as they were trained and scored (LLaVA's `conv_vicuna_v1`)."""
+
+CHATML = PromptStyle(
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    user="<|im_start|>user\n",
+    answer="<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>",
+    between="\n",
+    before_image="<|vision_start|>",
+    after_image="<|vision_end|>",
+    answer_space="",
+    bos=False,
+)
+"""Qwen2.5-VL's chat template with its default system message."""
+
+PROMPT_STYLES = {"vicuna_v1": VICUNA_V1, "chatml": CHATML}
 
 
 def prompt_style(name: str) -> PromptStyle:
     """Return the prompt style of this name; raises UserError for a name that does not exist."""
-    if name != "vicuna_v1":
-        raise UserError(f"vlm.prompt_style={name}: there is no such style; there is vicuna_v1")
-    return VICUNA_V1
+    if name not in PROMPT_STYLES:
+        raise UserError(
+            f"vlm.prompt_style={name}: there is no such style; there are {', '.join(PROMPT_STYLES)}"
+        )
+    return PROMPT_STYLES[name]
 
 
 @dataclass(frozen=True)
@@ -116,8 +140,16 @@ class ChatEncoder:
         """Return the ids of a whole answer: its own tokens and the end token."""
         return (*self.text(text.strip()), self.end)
 
-    def text(self, text: str, follows_end: bool = False) -> list[int]:
-        """Return the ids of a part of text that begins the text, or follows the end of an answer.
+    def text(self, text: str) -> list[int]:
+        """Return the ids of a text of the user's or the model's own, as the beginning of a text.
+
+        Raises UserError where it holds a special token.
+        """
+        self._check(text)
+        return self._ids(text)
+
+    def _ids(self, text: str, follows_end: bool = False) -> list[int]:
+        """The ids of a part of text that begins the text, or follows the end of an answer.
 
         The two differ: a tokenizer may put its space before the first piece of a text only.
         """
@@ -125,7 +157,6 @@ class ChatEncoder:
             return []
         key = (text, follows_end)
         if key not in self._known:
-            self._check(text)
             if len(self._known) > 200_000:
                 self._known.clear()
             whole = self.style.end + text if follows_end else text
@@ -134,12 +165,21 @@ class ChatEncoder:
         return self._known[key]
 
     def _question(self, question: str, first: bool, num_image_tokens: int | None) -> list[int]:
+        """The ids from the end of the answer before to where the next answer begins.
+
+        As in the original, the text beside an image is stripped and other text is not; a turn that says
+        nothing loses the space after its colon, and an image alone the line break after it.
+        """
+        self._check(question)
         style = self.style
         lead = (style.system if first else style.between) + style.user
-        tail = question.strip() + style.answer
-        if not first or num_image_tokens is None:
-            return self.text(lead + tail, follows_end=not first)
-        return self.text(lead) + [self.image_token_id] * num_image_tokens + self.text(style.image + tail)
+        if first and num_image_tokens is not None:
+            after = (style.after_image + question.strip()).rstrip() + style.answer
+            image = [self.image_token_id] * num_image_tokens
+            return self._ids(lead + style.before_image) + image + self._ids(after)
+        if not question:
+            return self._ids(lead.rstrip(" ") + style.answer.lstrip(" "), follows_end=not first)
+        return self._ids(lead + question + style.answer, follows_end=not first)
 
     def _answer(self, turn: Turn) -> tuple[list[int], list[float]]:
         ids = [*self.text(turn.text.strip()), self.end]

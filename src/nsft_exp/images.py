@@ -15,6 +15,16 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEAN_COLOUR = (122, 116, 104)
 """CLIP's mean colour in 8 bits: what LLaVA pads an image with (LLaVA's `preprocess_v1`)."""
+ORIENTATION = 0x0112
+"""The EXIF tag whose values 5 to 8 turn a picture by 90 degrees."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many image tokens a picture has, and the grid that the layout of its features follows from."""
+
+    tokens: int
+    grid: tuple[int, ...] = ()
 
 
 def open_image(path: str | Path, exif: str = "apply") -> Image.Image:
@@ -51,7 +61,23 @@ def _decoded(path: str | Path, exif: str) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             image.load()
+            if image.format == "PNG" and _is_cut_off(path):
+                raise OSError("its end is missing")
             return ImageOps.exif_transpose(image) if exif == "apply" else image.copy()
+
+
+PNG_END = b"IEND\xaeB`\x82"
+"""The last chunk of a PNG file."""
+
+
+def _is_cut_off(path: str | Path) -> bool:
+    """True for a PNG file without its last chunk: PIL decodes that (a JPEG without its end it refuses)."""
+    with open(path, "rb") as file:
+        file.seek(-min(file.seek(0, 2), 64), 2)
+        if PNG_END in file.read():
+            return False
+        file.seek(0)
+        return PNG_END not in file.read()  # other bytes may follow
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -87,6 +113,16 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = MEAN_COLOUR
     return square
 
 
+def normalised(
+    image: Image.Image, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
+) -> np.ndarray:
+    """Return an RGB picture as float32 [3, height, width]: levels in 0-1, less the mean, by the deviation."""
+    levels = (np.arange(256) * (1 / 255)).astype(np.float32)
+    means, deviations = (np.asarray(x, dtype=np.float32)[:, None] for x in (mean, std))
+    pixels, tables = np.asarray(image), (levels - means) / deviations
+    return np.stack([table[pixels[:, :, channel]] for channel, table in enumerate(tables)])
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes the vision tower's input of `size` x `size` pixels.
@@ -108,14 +144,12 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return float32 [3, size, size]."""
         square = pad_to_square(image) if self.mode == "pad" else image
-        pixels = np.asarray(self._cropped(self._resized(square)))
-        return np.stack([table[pixels[:, :, channel]] for channel, table in enumerate(self._tables())])
+        return normalised(self._cropped(self._resized(square)), self.mean, self.std)
 
-    def _tables(self) -> np.ndarray:
-        """The normalised value of each 8-bit level: float32 [3, 256]."""
-        levels = (np.arange(256) * (1 / 255)).astype(np.float32)
-        mean, std = (np.asarray(x, dtype=np.float32)[:, None] for x in (self.mean, self.std))
-        return (levels - mean) / std
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of a picture's array."""
+        return 12 * self.size * self.size
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """The shorter side becomes `size`; the longer one is rounded down."""
@@ -132,3 +166,21 @@ class Preprocessing:
             return image
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def image_size(path: str | Path, exif: str = "apply") -> tuple[int, int]:
+    """Return (width, height) of the picture that `open_image` would give, read from the file's head.
+
+    Raises UserError naming the file where even that cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = exif == "apply" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            width, height = image.size
+            return (height, width) if turned else (width, height)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: there is no such image; check the record's image and the image root"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: the image cannot be read ({error}); fetch it again") from None

@@ -77,18 +77,17 @@ def prepare(
 ) -> Job:
     """Load the model and encode the examples. Raises UserError where nothing fits or is there to learn."""
     device = _device(trainer)
-    loaded: Any = vlm.load(parents, device=str(device))  # type: ignore[call-arg]
+    loaded = _load(vlm, parents, device, tuning)
     loaded.opener = open_image
     limit = min(recipe.max_length, loaded.max_length)
-    train, counts = encode_examples(examples, loaded.chat, loaded.num_image_tokens, limit)
-    held, _ = encode_examples(validation, loaded.chat, loaded.num_image_tokens, limit)
+    train, counts = encode_examples(examples, loaded.chat, loaded.layout, limit)
+    held, _ = encode_examples(validation, loaded.chat, loaded.layout, limit)
     if not train:
         raise UserError(
             f"no example fits within {limit} tokens ({counts['dropped']} dropped); raise recipe.max_length"
         )
     precision = trainer.precision or ("32-true" if loaded.model.dtype == torch.float32 else "bf16-mixed")
-    size = loaded.preprocessing.size
-    pixels = lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // (12 * size * size)))(loaded.pixels)
+    pixels = lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // loaded.preprocessing.max_bytes))(loaded.pixels)
     return Job(
         loaded=loaded,
         method=method,
@@ -107,6 +106,12 @@ def prepare(
     )
 
 
+def _load(vlm: VLM, parents: Sequence[Path], device: torch.device, tuning: Tuning) -> LoadedHF:
+    options = {"quantization": tuning.quantization} if tuning.quantization else {}
+    loaded: Any = vlm.load(parents, device=str(device), **options)  # type: ignore[call-arg]
+    return loaded
+
+
 def _device(trainer: TrainerOptions) -> torch.device:
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: there is no GPU here; take trainer.accelerator=cpu")
@@ -122,7 +127,7 @@ def make_reference(job: Job, folder: Path, vlm: VLM, parents: Sequence[Path]) ->
     if mode == "adapter_off":
         return Live(job.loaded)
     if mode == "copy":
-        other: Any = vlm.load(parents, device=str(job.device))  # type: ignore[call-arg]
+        other = _load(vlm, parents, job.device, job.tuning)
         other.model.requires_grad_(False)
         return Live(other)
     numbers = range(len(job.examples))
@@ -138,9 +143,10 @@ def make_trainable(job: Job) -> PeftModel | None:
     model.requires_grad_(False)
     peft = _with_lora(job) if tuning.kind == "lora" else None
     if tuning.kind == "full":
-        model.model.language_model.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
-        model.model.multi_modal_projector.requires_grad_(tuning.train_projector)
+        trained: tuple[str, ...] = ("model.language_model.", "lm_head.")
+        trained += job.loaded.family.projector_parts if tuning.train_projector else ()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(trained))
     if job.precision != "bf16-true":
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -157,7 +163,7 @@ def _with_lora(job: Job) -> PeftModel:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=tuning.targets,
-        modules_to_save=["multi_modal_projector"] if tuning.train_projector else None,
+        modules_to_save=[job.loaded.family.projector] if tuning.train_projector else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)

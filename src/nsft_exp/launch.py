@@ -40,9 +40,17 @@ def holds_accelerator(step: Step) -> bool:
     """True where the stage loads a model onto an accelerator of this machine."""
     if "vlm" not in step.nodes or step.nodes.get("trainer", {}).get("accelerator") == "cpu":
         return False
+    return num_gpus() > 0
+
+
+def num_gpus() -> int:
+    """How many GPUs this process may use. A Linux without a GPU's driver answers without torch, at once."""
+    drivers = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in drivers):
+        return 0
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def _run_child(step: Step, run: CellRun) -> None:
@@ -72,6 +80,7 @@ def _order(step: Step, run: CellRun) -> dict[str, object]:
         "threads": run.threads,
         "folders": {name: str(folder.path) for name, folder in run.folders.items()},
         "keys": run.keys,
+        "stream": run.stream,
     }
 
 
@@ -81,7 +90,7 @@ def run_order(order: Path, reply: Path) -> None:
     fields = asked["step"] | {name: tuple(asked["step"][name]) for name in ("inputs", "init")}
     step = Step(**fields)
     folders = {name: StageFolder(Path(path)) for name, path in asked["folders"].items()}
-    run = CellRun(Store(asked["runs"]), asked["threads"], folders=folders, keys=asked["keys"])
+    run = CellRun(Store(asked["runs"]), asked["threads"], folders, asked["keys"], asked["stream"])
     try:
         folder = run_step(step, run)
     except UserError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from nsft_exp.records import UserError
 
 LANGUAGE_LINEARS = r"model\.language_model\..*\.(?:q|k|v|o|gate|up|down)_proj"
-"""LLaVA's LoRA targets, kept off the vision tower, whose layers are named alike."""
+"""LLaVA's LoRA targets, kept off the vision tower, whose layers are named alike (Qwen2.5-VL's too)."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,27 @@ class Tuning:
 
     `lora`: adapters on the modules whose whole name matches the regular expression `targets`; `full`: the
     language model. `train_projector` adds the projector, in full. The vision tower stays as it is.
+    `activation_checkpointing` makes the language model's activations again in the backward pass.
+    `quantization` holds the language model under the adapters in 4 bits while it is trained (`nf4`: QLoRA).
     """
 
     kind: str = "lora"
     targets: str = LANGUAGE_LINEARS
     train_projector: bool = False
     activation_checkpointing: bool = False
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         _choice("tuning.kind", self.kind, ("lora", "full"))
+        if self.quantization is not None:
+            self._check_quantization(self.quantization)
+
+    def _check_quantization(self, kind: str) -> None:
+        _choice("tuning.quantization", kind, ("nf4",))
+        if self.kind != "lora":
+            raise UserError("tuning.quantization: 4-bit weights are not trained; take tuning.kind=lora")
+        if find_spec("bitsandbytes") is None:
+            raise UserError("tuning=qlora needs bitsandbytes, which is not here: pip install bitsandbytes")
 
 
 @dataclass(frozen=True)

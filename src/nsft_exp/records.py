@@ -49,6 +49,8 @@ class Sample:
     cluster: str = ""
     """What is resampled together in statistics: the image's name."""
     meta: dict[str, Any] = field(default_factory=dict)
+    rejected: str | None = None
+    """The rejected answer that a source of preferences brings (`pairing=given` takes it)."""
 
 
 @dataclass(frozen=True)

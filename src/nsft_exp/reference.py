@@ -24,13 +24,14 @@ from nsft_exp.conversation import PROMPT
 from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Tuning
 from nsft_exp.records import UserError
+from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.loaded import LoadedHF
 
 
 class Reference(Protocol):
     """What the training loop asks of a reference."""
 
-    def scores(self, batch: Batch, features: Tensor | None) -> TokenScores:
+    def scores(self, batch: Batch, features: Features | None) -> TokenScores:
         """The reference's log-probabilities of a micro-batch.
 
         `features` are the policy's image features where the reference would make the same ones, else None.
@@ -46,12 +47,12 @@ class Live:
         self.loaded = loaded
         self.switched_off = switched_off
 
-    def scores(self, batch: Batch, features: Tensor | None) -> TokenScores:
+    def scores(self, batch: Batch, features: Features | None) -> TokenScores:
         """Run the model without gradients."""
         with torch.no_grad(), self.switched_off():
             return token_scores(self.loaded, batch, features)
 
-    def hidden(self, batch: Batch, features: Tensor | None) -> Tensor:
+    def hidden(self, batch: Batch, features: Features | None) -> Tensor:
         """The reference's last hidden states [B, T, H], for an exact divergence."""
         with torch.no_grad(), self.switched_off():
             return self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
@@ -69,7 +70,7 @@ class Cached:
                 self.starts[n, k] = start
                 start += int((conversation.roles != PROMPT).sum())
 
-    def scores(self, batch: Batch, features: Tensor | None) -> TokenScores:
+    def scores(self, batch: Batch, features: Features | None) -> TokenScores:
         """Look the micro-batch's tokens up."""
         counts = batch.where.sum(1).tolist()
         parts = [
@@ -101,16 +102,16 @@ def reference_mode(needs: str, tuning: Tuning, asked: str) -> str:
     return asked
 
 
-def token_scores(loaded: LoadedHF, batch: Batch, features: Tensor | None = None) -> TokenScores:
+def token_scores(loaded: LoadedHF, batch: Batch, features: Features | None = None) -> TokenScores:
     """Return the model's log-probabilities of a micro-batch's supervised tokens."""
     hidden = loaded.hidden(batch.ids, row_features(loaded, batch, features))
     logp = losses.token_logps(hidden, loaded.model.lm_head, batch.ids, batch.where)
     return TokenScores(logp, batch.weight, batch.role, batch.example)
 
 
-def row_features(loaded: LoadedHF, batch: Batch, features: Tensor | None = None) -> Tensor | None:
-    """The image features [M, n, H] of the rows that have an image; `features` [U, n, H] if known already."""
-    if batch.pixels is None:
+def row_features(loaded: LoadedHF, batch: Batch, features: Features | None = None) -> Features | None:
+    """The image features of the rows that have an image; `features` are the batch's where they are known."""
+    if batch.pixels is None or batch.image_rows is None:
         return None
     return (loaded.features(batch.pixels) if features is None else features)[batch.image_rows]
 

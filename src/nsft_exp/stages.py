@@ -7,33 +7,27 @@ that need torch are imported by the plug-ins only once there is work to do.
 
 from __future__ import annotations
 
-import platform
 import shutil
-import subprocess
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from hydra.utils import instantiate
 
-from nsft_exp.plan import Step
-from nsft_exp.records import (
-    Correction,
-    Item,
-    ItemScore,
-    Preference,
-    Reply,
-    Request,
-    Sample,
-    UserError,
-    from_json,
-    to_json,
+from nsft_exp.items import (
+    correction_input,
+    example_digest,
+    item_counts,
+    read_items,
+    read_preferences,
+    sample_digest,
 )
+from nsft_exp.output import append_records, circumstances, done_ids, track
+from nsft_exp.plan import Step
+from nsft_exp.records import Item, Reply, Request, UserError, from_json, to_json
+from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, Store, digest
 
 REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
@@ -49,6 +43,8 @@ class CellRun:
     """CPU threads of every stage: the same number gives the same bytes (None: as torch chooses)."""
     folders: dict[str, StageFolder] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    stream: dict[str, Any] | None = None
+    """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
 
     def inputs(self, step: Step, kind: str) -> StageFolder | None:
         """The folder of the input step of this kind, if the step has one."""
@@ -73,11 +69,12 @@ def respond(step: Step, run: CellRun) -> StageFolder:
     folder = _open(step, run, without=("source.size", "source.seed"))
     inputs = {s.id: sample_digest(s, run.store) for s in samples}
     with folder.lock():
-        todo = [s for s in samples if s.id not in _done(folder, inputs)]
+        done = done_ids(folder, inputs)
+        todo = [s for s in samples if s.id not in done]
         if todo:
             pairing = build(step.nodes["pairing"])
             vlm = load_vlm(step, run) if pairing.needs_vlm else None
-            _append(folder, pairing.pairs(todo, vlm), inputs, len(todo), run)
+            append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
     return folder
 
 
@@ -88,56 +85,12 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     folder = _open(step, run, without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     with folder.lock():
-        done = _done(folder, inputs)
+        done = done_ids(folder, inputs)
         todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
         if todo:
             critic = build(step.nodes["critic"])
-            _append(folder, critic.corrections(todo), inputs, len(todo), run)
+            append_records(folder, critic.corrections(todo), inputs, len(todo))
     return folder
-
-
-def _append(
-    folder: StageFolder,
-    records: Iterable[Preference | Correction],
-    inputs: dict[str, str],
-    total: int,
-    run: CellRun,
-) -> None:
-    """Append records as they come, then the manifest with the counts of every status."""
-    folder.reopen()
-    started = time.perf_counter()
-    with folder.appending() as append:
-        for record in track(records, folder.path.parent.name, total):
-            append({"input": inputs[record.id], **to_json(record)})
-    rows = list(folder.records())
-    statuses = Counter(row["status"] for row in rows)
-    folder.finish(
-        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started)}
-    )
-
-
-def _done(folder: StageFolder, inputs: dict[str, str]) -> set[str]:
-    return {row["id"] for row in folder.records() if inputs.get(row["id"]) == row["input"]}
-
-
-def sample_digest(sample: Sample, store: Store) -> str:
-    """Return a hash of all that a sample is: its text, history and the content of its image."""
-    image = store.fingerprint(sample.image) if sample.image and Path(sample.image).exists() else sample.image
-    return digest([sample.id, image, sample.question, sample.answer, to_json(sample.history)])
-
-
-def read_preferences(
-    folder: StageFolder | None, samples: Iterable[Sample], store: Store
-) -> dict[str, Preference]:
-    """Return the respond stage's records of these samples, by id."""
-    return _read(folder, Preference, {s.id: sample_digest(s, store) for s in samples}) if folder else {}
-
-
-def _read(folder: StageFolder | None, kind: Any, inputs: dict[str, str]) -> dict[str, Any]:
-    if folder is None:
-        return {}
-    rows = {row["id"]: row for row in folder.records() if inputs.get(row["id"]) == row["input"]}
-    return {key: from_json(kind, {k: v for k, v in row.items() if k != "input"}) for key, row in rows.items()}
 
 
 # --- train -----------------------------------------------------------------------------------------
@@ -154,27 +107,29 @@ def train(step: Step, run: CellRun) -> StageFolder:
             f"{step.label}: {len(items)} samples give no example to train on; "
             f"see the statuses in the respond stage's manifest"
         )
-    content = digest([_example_digest(e, run.store) for e in examples])
+    content = digest([example_digest(e, run.store) for e in examples])
     folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if folder.manifest() is None:
             from nsft_exp.training import fit
 
             started = time.perf_counter()
-            summary = fit(
-                vlm=build(step.nodes["vlm"]),
-                method=method,
-                examples=examples,
-                validation=method.examples(held_out, Random(seed)) if held_out else [],
-                folder=folder.path,
-                references=run.store.root / "reference",
-                recipe=build(step.nodes["recipe"]),
-                tuning=build(step.nodes["tuning"]),
-                trainer=build(step.nodes["trainer"]),
-                seed=seed,
-                open_image=getattr(build(step.nodes["source"]), "open_image", None),
-                parents=[run.folders[name].path for name in step.init],
-            )
+            with _streaming(run) as listen:
+                summary = fit(
+                    vlm=build(step.nodes["vlm"]),
+                    method=method,
+                    examples=examples,
+                    validation=method.examples(held_out, Random(seed)) if held_out else [],
+                    folder=folder.path,
+                    references=run.store.root / "reference",
+                    recipe=build(step.nodes["recipe"]),
+                    tuning=build(step.nodes["tuning"]),
+                    trainer=build(step.nodes["trainer"]),
+                    seed=seed,
+                    open_image=getattr(build(step.nodes["source"]), "open_image", None),
+                    parents=[run.folders[name].path for name in step.init],
+                    listen=listen,
+                )
             shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
             folder.finish(
                 {
@@ -186,6 +141,11 @@ def train(step: Step, run: CellRun) -> StageFolder:
     return folder
 
 
+def _streaming(run: CellRun) -> AbstractContextManager[Any]:
+    """The block in which the cell's logger listens to the training; where nothing streams, nobody does."""
+    return build(run.stream["logger"]).stream(run.stream["run"]) if run.stream else nullcontext()
+
+
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
     samples = build(step.nodes["source"]).samples()
@@ -194,50 +154,9 @@ def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     return items[:cut], items[cut:]
 
 
-def read_items(
-    samples: Iterable[Sample], responses: StageFolder | None, critiques: StageFolder | None, store: Store
-) -> list[Item]:
-    """Return each sample with its preference and correction from these folders, in the samples' order."""
-    samples = list(samples)
-    preferences = read_preferences(responses, samples, store)
-    inputs = {s.id: correction_input(s, preferences[s.id], store) for s in samples if s.id in preferences}
-    corrections = _read(critiques, Correction, inputs)
-    return [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
-
-
-def correction_input(sample: Sample, preference: Preference, store: Store) -> str:
-    """Return a hash of all that a correction is made from."""
-    return digest([sample_digest(sample, store), to_json(preference)])
-
-
-def item_counts(items: list[Item]) -> dict[str, Any]:
-    """What went into training: samples, pairs that differ, equal pairs, corrections by status."""
-    pairs = Counter(i.preference.status for i in items if i.preference)
-    corrections = Counter(i.correction.status for i in items if i.correction)
-    counts: dict[str, Any] = {"samples": len(items)}
-    if pairs:
-        counts |= {
-            "pairs": pairs["ok"],
-            "equal": pairs["equal"],
-            "pairs_by_status": dict(sorted(pairs.items())),
-        }
-    if corrections:
-        counts["corrections"] = dict(sorted(corrections.items()))
-    return counts
-
-
 def held_out_size(nodes: dict[str, Any]) -> int:
     """How many samples at the end of the source are kept from training, for the validation loss."""
     return int(nodes["trainer"].get("held_out", 0) or 0)
-
-
-def _example_digest(example: Any, store: Store) -> str:
-    rows = to_json(example)
-    for conversation in rows["conversations"]:
-        image = conversation["image"]
-        if image and Path(image).exists():
-            conversation["image"] = store.fingerprint(image)
-    return digest(rows)
 
 
 # --- evaluate --------------------------------------------------------------------------------------
@@ -276,59 +195,6 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
     return {key: from_json(Reply, row) for key, row in done.items()}
 
 
-def score_answers(
-    benchmark: Any, requests: list[Request], answers: dict[str, Reply], folder: StageFolder
-) -> dict[str, Any]:
-    """Score answers by the benchmark's rule; write `records.jsonl` (in request order) and return the summary.
-
-    A request without an answer, or whose answer has no score, is counted and left out of the metrics.
-    """
-    scores = {r.id: benchmark.score(r, answers[r.id]) for r in requests if r.id in answers}
-    scored = [score for score in scores.values() if score]
-    if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
-        scored = benchmark.combine(scored)
-        scores |= {score.id: score for score in scored}
-    (folder.path / "records.jsonl").unlink(missing_ok=True)
-    with folder.appending() as append:
-        for request in requests:
-            append(_item_row(request, answers.get(request.id), scores.get(request.id)))
-    totals: Counter[str] = Counter()
-    for score in scored:
-        totals.update(score.counts)
-    counts = {
-        "scored": len(scored),
-        "unscored": len(scores) - len(scored),
-        "unanswered": len(requests) - len(scores),
-        "unparseable": sum(score.unparseable for score in scored),
-        "cut": sum(reply.finish == "length" for reply in answers.values()),
-    }
-    from nsft_exp.statistics import rank_metrics
-
-    metrics = {**benchmark.metrics(totals), **rank_metrics(scored)}
-    return {
-        "benchmark": benchmark.name,
-        "protocol": benchmark.protocol,
-        "n": len(requests),
-        "counts": counts,
-        "complete": counts["scored"] == len(requests),
-        "metrics": {
-            name: None if value is None or value != value else float(value) for name, value in metrics.items()
-        },
-        "summed": {name: float(value) for name, value in sorted(totals.items())},
-    }
-
-
-def _item_row(request: Request, reply: Reply | None, score: ItemScore | None) -> dict[str, Any]:
-    return {
-        "id": request.id,
-        "question": request.turns[-1].text,
-        "answer": reply.text if reply else None,
-        "finish": reply.finish if reply else None,
-        "score": to_json(score) if score else None,
-        "reason": "" if score else ("no answer" if reply is None else "cannot be scored"),
-    }
-
-
 # --- shared ----------------------------------------------------------------------------------------
 
 
@@ -346,17 +212,6 @@ def load_vlm(step: Step, run: CellRun) -> Any:
     return build(step.nodes["vlm"]).load([run.folders[name].path for name in step.init])
 
 
-def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
-    """Yield the items under a progress bar (on a terminal; silent in a file)."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    console = Console(stderr=True)
-    yield from bar(
-        items, f"  {title}", total, console=console, transient=True, disable=not console.is_terminal
-    )
-
-
 def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:
     """The folder of a step, its key noted; `without` names leaves that this stage's key leaves out."""
     nodes = {group: dict(node) if isinstance(node, dict) else node for group, node in step.nodes.items()}
@@ -368,38 +223,3 @@ def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...]
     run.keys[step.name] = key
     folder.write_config({"kind": step.kind, "name": step.name, "nodes": step.nodes})
     return folder
-
-
-def circumstances(started: float) -> dict[str, Any]:
-    """What a manifest says of how it came about: seconds, versions, git revision."""
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "python": platform.python_version(),
-        "versions": {
-            name: _version(name) for name in ("nsft-exp", "torch", "transformers", "lightning", "peft")
-        },
-        "git": git_revision(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git_revision() -> str | None:
-    """The revision of the source tree, with `+` when it has changes; None outside a repository."""
-    here = Path(__file__).parent
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return out.stdout.strip() or None

@@ -32,6 +32,7 @@ PATHS = (
     "*.synonyms",
     "*.replies",
     "*.tokenizer",
+    "*.ocr_file",
     "vlm.tower",
 )
 """Config leaves that are places: the content behind them is in the key, the place is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nsft_exp.critic.lexicon import Lexicon
 from nsft_exp.records import UserError
 from nsft_exp.report.cell import Cell, Evaluation
 from nsft_exp.stages import build, read_items
-from nsft_exp.store import StageFolder, Store, digest, write_atomically
+from nsft_exp.store import StageFolder, Store, digest, is_ignored, leaves, write_atomically
 
 
 def study_folder(config: DictConfig) -> Path:
@@ -78,6 +79,13 @@ def log_cells(cells: list[Cell], config: DictConfig) -> None:
             sink.log(cell, group=str(config.study.name))
 
 
+def stream_of(outcome: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a train stage needs to stream its rows to the cell's logger; None where that does not."""
+    config = outcome["config"]
+    run = build(config["logger"]).live_run(make_cell(outcome), group=str(config["study"]["name"]))
+    return {"logger": config["logger"], "run": run} if run else None
+
+
 def _plain(node: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
@@ -95,12 +103,56 @@ def show(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
 
 
 def make_cells(outcomes: list[dict[str, Any]]) -> list[Cell]:
-    """Return the report's cells. The base VLM, which no seed moves, gives one cell."""
+    """Return the report's cells. The base VLM, which no seed moves, gives one cell.
+
+    Rows that a swept value tells apart (`recipe.learning_rate=1e-4,1e-3`) get that value into their label.
+    """
     cells: dict[str, Cell] = {}
-    for outcome in outcomes:
-        cell = make_cell(outcome)
+    for outcome, label in zip(outcomes, _labels(outcomes), strict=True):
+        cell = make_cell(outcome | {"label": label})
         cells.setdefault(cell.name, cell)
     return list(cells.values())
+
+
+COLUMNS = ("seed", "data_seed", "source.*", "pairing.seed", "limit")
+"""Config leaves that a report shows beside the label, or that average away."""
+
+
+def _labels(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Each outcome's label, with the words that tell it from others of one label, source and VLM."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        groups.setdefault(_row(outcome), []).append(outcome)
+    swept = {row: _swept(group) for row, group in groups.items()}
+    return [" ".join([o["label"], *_told(o, swept[_row(o)])]) for o in outcomes]
+
+
+def _row(outcome: dict[str, Any]) -> tuple[str, ...]:
+    return outcome["label"], outcome["choices"]["source"], outcome["choices"]["vlm"]
+
+
+def _told(outcome: dict[str, Any], names: list[str]) -> list[str]:
+    values = dict(leaves(outcome.get("config", {}))) | outcome["choices"]
+    return [f"{name}={values[name]}" for name in names if name in values]
+
+
+def _swept(group: list[dict[str, Any]]) -> list[str]:
+    """The config groups, and the leaves of others, that differ in a group of trained cells."""
+    if group[0]["choices"]["method"] == "base":
+        return []
+    groups = _several([outcome["choices"] for outcome in group])
+    names = _several([dict(leaves(outcome.get("config", {}))) for outcome in group])
+    hidden = (*COLUMNS, *(pattern for g in groups for pattern in (g, f"{g}.*")))
+    return groups + [n for n in names if not is_ignored(n) and not any(fnmatch(n, p) for p in hidden)]
+
+
+def _several(rows: list[dict[str, Any]]) -> list[str]:
+    """The names that have more than one value."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, set()).add(repr(value))
+    return [name for name, found in values.items() if len(found) > 1]
 
 
 def make_cell(outcome: dict[str, Any]) -> Cell:

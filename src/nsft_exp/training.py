@@ -33,6 +33,9 @@ from nsft_exp.vlm.loaded import replace_folder
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
 
+Listener = Callable[[dict[str, Any]], None]
+"""Takes a row with its `step`."""
+
 
 def fit(
     *,
@@ -49,6 +52,7 @@ def fit(
     open_image: Callable[[str], Any] | None = None,
     progress: bool = True,
     parents: Sequence[Path] = (),
+    listen: Listener | None = None,
 ) -> dict[str, Any]:
     """Train and return a summary: steps, tokens, trainable parameters, models held, peak memory.
 
@@ -56,7 +60,8 @@ def fit(
     whole model under the hub's names), `metrics.jsonl` (a row a logged step, no times), `times.jsonl`,
     `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
     `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
-    pictures of the examples' images; by default they are paths of files.
+    pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
+    metrics and, its names under `time/`, of the times, once it is written.
 
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.
@@ -74,7 +79,7 @@ def fit(
         assert peft is not None
         reference.switched_off = peft.disable_adapter
     files = RunFiles(folder)
-    module = _module(job, reference, files)
+    module = _module(job, reference, files, listen)
     _run(job, module, files, progress)
     _save(job, peft, folder)
     return _summary(job, reference, files)
@@ -90,7 +95,7 @@ def quiet() -> None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-def _module(job: Job, reference: Reference | None, files: RunFiles) -> TokenTraining:
+def _module(job: Job, reference: Reference | None, files: RunFiles, listen: Listener | None) -> TokenTraining:
     features_change = job.tuning.train_projector
     held = range(job.num_trained, len(job.examples))
     return TokenTraining(
@@ -100,14 +105,26 @@ def _module(job: Job, reference: Reference | None, files: RunFiles) -> TokenTrai
         job.recipe,
         len(job.steps),
         job.seed,
-        record=files.metrics.append,
-        record_time=files.times.append,
+        record=_heard(files.metrics, listen),
+        record_time=_heard(files.times, listen, "time/"),
         log_every=job.trainer.log_every,
         validate_every=job.trainer.validate_every if held else 0,
         validate=lambda: job.batches(held),
         look=partial(_look, job, files.samples),
         shared_features=not features_change,
     )
+
+
+def _heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
+    """What writes a row and then tells the listener of it."""
+    if listen is None:
+        return rows.append
+
+    def record(row: dict[str, Any]) -> None:
+        rows.append(row)
+        listen({name if name == "step" else prefix + name: value for name, value in row.items()})
+
+    return record
 
 
 def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> None:

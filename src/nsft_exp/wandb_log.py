@@ -1,7 +1,8 @@
 """Weights & Biases: one run for each cell, written from the cell's own files.
 
 Offline runs of one id do not merge (wandb issues 3841 and 5865), so a cell's offline folder is removed
-and written anew. Online, a run of the same id is overwritten.
+and written anew. Online, training streams its rows into the run while it goes on, a resumed one into the
+same run; the whole run, of the same id, then overwrites it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nsft_exp.records import UserError
 from nsft_exp.report.browser import verdict
@@ -36,13 +38,8 @@ class Wandb:
     ) -> None:
         if mode not in ("offline", "online"):
             raise UserError(f"logger.mode={mode}: there is no such choice; take offline or online")
-        self.folder, self.project, self.mode, self.entity, self.tags = (
-            folder,
-            project,
-            mode,
-            entity,
-            tuple(tags),
-        )
+        self.folder, self.project, self.mode = folder, project, mode
+        self.entity, self.tags = entity, tuple(tags)
 
     def log(self, cell: Cell, group: str = "") -> Path:
         """Write one cell's config, training history, sample answers and scores; return its folder.
@@ -50,41 +47,74 @@ class Wandb:
         The group is the study and the row (what W&B averages over seeds). W&B's service may still be
         writing when this returns; it has finished when the process ends (or after `wandb.teardown()`).
         """
-        folder = Path(self.folder).resolve() / re.sub(r"[^\w.=-]+", "-", cell.name)
+        folder = self._folder(cell.name)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with staging_in(folder / "staging"):
-            self._write(cell, group, folder)
+        with self._opened(self._description(cell, group)) as run:
+            self._write(cell, run)
         return folder
 
-    def _write(self, cell: Cell, group: str, folder: Path) -> None:
+    def live_run(self, cell: Cell, group: str = "") -> dict[str, Any] | None:
+        """Return what `stream` needs to know of a cell (plain values); None where it does not stream."""
+        return self._description(cell, group) if self.mode == "online" else None
+
+    @contextmanager
+    def stream(self, description: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Yield what puts a row of a training's metrics (with its `step`) into the run as it comes."""
+        with self._opened(description, resume="allow") as run:
+            yield partial(_put, run)
+
+    def _folder(self, name: str) -> Path:
+        return Path(self.folder).resolve() / re.sub(r"[^\w.=-]+", "-", name)
+
+    def _description(self, cell: Cell, group: str) -> dict[str, Any]:
+        """What W&B is told of a run from the start."""
+        return {
+            "id": hashlib.sha256(f"{group} {cell.name}".encode()).hexdigest()[:16],
+            "name": cell.name,
+            "group": ": ".join(part for part in (group, row_name(cell)) if part),
+            "job_type": cell.method,
+            "tags": tags_of(cell, self.tags),
+            "config": without_secrets(cell.config),
+        }
+
+    @contextmanager
+    def _opened(self, description: dict[str, Any], resume: Literal["allow"] | None = None) -> Iterator[Any]:
+        """The run of this description; it is finished at the end of the block, whatever happens in it."""
         import wandb
 
+        folder = self._folder(description["name"])
+        folder.mkdir(parents=True, exist_ok=True)
         quiet = wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True
         )
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self.mode,  # type: ignore[arg-type]
-            dir=folder,
-            id=hashlib.sha256(f"{group} {cell.name}".encode()).hexdigest()[:16],
-            name=cell.name,
-            group=": ".join(part for part in (group, row_name(cell)) if part),
-            job_type=cell.method,
-            tags=tags_of(cell, self.tags),
-            config=without_secrets(cell.config),
-            reinit="create_new",
-            settings=quiet,
-        )
-        try:
-            for row in history(cell):
-                run.log({k: v for k, v in row.items() if k != "step"}, step=int(row.get("step", 0)))
-            if cell.evaluations:
-                run.log({f"answers/{e.name}": answer_table(e, wandb) for e in cell.evaluations})
-            run.summary.update(summary(cell))
-        finally:
+        with staging_in(folder / "staging"):
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,  # type: ignore[arg-type]
+                dir=folder,
+                resume=resume,
+                reinit="create_new",
+                settings=quiet,
+                **description,
+            )
+            try:
+                yield run
+            except BaseException:
+                run.finish(exit_code=1)
+                raise
             run.finish()
+
+    def _write(self, cell: Cell, run: Any) -> None:
+        for row in history(cell):
+            _put(run, row)
+        if cell.evaluations:
+            run.log({f"answers/{e.name}": answer_table(e) for e in cell.evaluations})
+        run.summary.update(summary(cell))
+
+
+def _put(run: Any, row: dict[str, Any]) -> None:
+    run.log({name: value for name, value in row.items() if name != "step"}, step=int(row.get("step", 0)))
 
 
 @contextmanager
@@ -134,9 +164,11 @@ def history(cell: Cell) -> list[dict[str, Any]]:
     ]
 
 
-def answer_table(evaluation: Evaluation, wandb: Any) -> Any:
+def answer_table(evaluation: Evaluation) -> Any:
     """Return a W&B table of sample answers (chosen by a hash of their ids) with their images."""
-    columns = ["id", "image", "question", "answer", "truth", "verdict", "reason"]
+    import wandb
+
+    columns: list[str | int] = ["id", "image", "question", "answer", "truth", "verdict", "reason"]
     rows = sorted(evaluation.rows(), key=lambda row: hashlib.sha256(row.id.encode()).hexdigest())[:ANSWERS]
     images = {request.id: request.image for request in evaluation.benchmark.requests()}
     table = wandb.Table(columns=columns)

@@ -20,17 +20,10 @@ from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
 from nsft_exp.benchmark.caption_words import object_words, read_synonyms
+from nsft_exp.benchmark.coco import Coco
 from nsft_exp.benchmark.counting import get, percent, ratio
-from nsft_exp.benchmark.reading import (
-    MakesFiles,
-    check_images,
-    image_path,
-    need,
-    prepare,
-    read_json,
-    read_text,
-)
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, prepare, read_json, read_text
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 
 class Chair:
@@ -85,17 +78,11 @@ class Chair:
     def requests(self) -> list[Request]:
         """One description an image; ids are COCO's image ids."""
         names = self._annotations().names
-        requests = [
-            Request(
-                id=str(i),
-                image=image_path(self.image_root, names[i], f"{self.name}: image {i}"),
-                turns=(Turn("prompt", self.prompt),),
-                decoding=self.decoding,
-            )
+        questions = (
+            (str(i), image_path(self.image_root, names[i], f"{self.name}: image {i}"), self.prompt)
             for i in self.asked()
-        ]
-        check_images(requests)
-        return requests
+        )
+        return ask(questions, self.decoding)
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """The object words of one description, each right or wrong."""
@@ -200,56 +187,6 @@ class Chair:
                 self.root / "annotations", self.splits, read_synonyms(self.synonyms), self.synonyms
             )
         return self._coco
-
-
-class Coco:
-    """COCO's instances and captions by image. A caption's words are read when its image is first scored."""
-
-    def __init__(self, folder: Path, splits: Sequence[str], nodes: dict[str, str], synonyms: Path) -> None:
-        """Read the files. UserError for a missing field or a category that the synonym table lacks."""
-        self.nodes = nodes
-        self.names: dict[int, str] = {}
-        """Image id -> file name, in file order."""
-        self._objects: dict[int, set[str]] = {}
-        self._captions: dict[int, list[str]] = {}
-        for split in splits:
-            self._read_instances(folder / f"instances_{split}.json", synonyms)
-            self._read_captions(folder / f"captions_{split}.json")
-
-    def objects(self, image_id: Any) -> set[str]:
-        """Return the classes of an image's true objects; empty for an image without annotations."""
-        if image_id in self._captions:
-            found = self._objects.setdefault(image_id, set())
-            for caption in self._captions.pop(image_id):
-                found |= {word.node for word in object_words(caption, self.nodes)}
-        return self._objects.get(image_id, set())
-
-    def _read_instances(self, path: Path, synonyms: Path) -> None:
-        data = read_json(path)
-        for k, image in enumerate(need(data, "images", list, str(path))):
-            where = f"{path}: image {k}"
-            self.names[need(image, "id", int, where)] = need(image, "file_name", str, where)
-        classes = {}
-        for k, category in enumerate(need(data, "categories", list, str(path))):
-            name = need(category, "name", str, f"{path}: category {k}")
-            if name not in self.nodes:
-                raise UserError(
-                    f"{synonyms}: has no class `{name}` of {path}; give the table of these categories"
-                )
-            classes[category["id"]] = self.nodes[name]
-        for k, row in enumerate(need(data, "annotations", list, str(path))):
-            where = f"{path}: annotation {k}"
-            image, category = need(row, "image_id", int, where), need(row, "category_id", int, where)
-            if category not in classes:
-                raise UserError(f"{where}: category {category} is not in the file; fetch it again")
-            self._objects.setdefault(image, set()).add(classes[category])
-
-    def _read_captions(self, path: Path) -> None:
-        rows = need(read_json(path), "annotations", list, str(path))
-        for k, row in enumerate(rows):
-            where = f"{path}: annotation {k}"
-            image, caption = need(row, "image_id", int, where), need(row, "caption", str, where)
-            self._captions.setdefault(image, []).append(caption)
 
 
 def _read_list(path: Path) -> list[int | str]:

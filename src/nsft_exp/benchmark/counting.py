@@ -29,6 +29,12 @@ def mean(values: Iterable[Any]) -> Any:
     return sum(values) / len(values) if values else math.nan
 
 
+def accuracy(counts: Mapping[str, Any], group: str = "") -> Any:
+    """Return the percentage of `correct` among `questions`, in all or in a group (`<group>/correct`)."""
+    prefix = f"{group}/" if group else ""
+    return percent(get(counts, f"{prefix}correct"), get(counts, f"{prefix}questions"))
+
+
 def get(counts: Mapping[str, Any], key: str) -> Any:
     """Return a summed count; 0 where no item has it."""
     return counts.get(key, 0)

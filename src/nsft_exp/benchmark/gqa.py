@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
-from nsft_exp.benchmark.counting import get, percent
-from nsft_exp.benchmark.prompts import SHORT_ANSWER
-from nsft_exp.benchmark.reading import (
-    MakesFiles,
-    check_images,
-    image_path,
-    need,
-    prepare,
-    read_json,
-)
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.counting import accuracy
+from nsft_exp.benchmark.prompts import short_answer
+from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, need, prepare, read_json
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 TYPES = ("structural", "semantic", "detailed")
 MAX_WORDS = 5
@@ -62,9 +55,8 @@ class Gqa:
         name: str = "gqa",
     ) -> None:
         """`prompt`: `llava15` adds LLaVA's short-answer sentence, `official` asks the bare question."""
-        if prompt not in ("llava15", "official"):
-            raise UserError(f"benchmark.prompt: `{prompt}` is not known to GQA; use llava15 or official")
         self.name, self.prompt, self.extension = name, prompt, extension
+        self.suffix = short_answer(prompt, "GQA")
         self.file, self.image_root, self.files_from = Path(root) / file, image_root, files_from
         self.max_new_tokens = max_new_tokens
         self._items: dict[str, GqaItem] | None = None
@@ -84,18 +76,10 @@ class Gqa:
 
     def requests(self) -> list[Request]:
         """Every balanced question, in file order."""
-        suffix = SHORT_ANSWER if self.prompt == "llava15" else ""
-        requests = [
-            Request(
-                id=item.id,
-                image=image_path(self.image_root, item.image + self.extension, f"{self.file}: {item.id}"),
-                turns=(Turn("prompt", item.question + suffix),),
-                decoding=Decoding(max_new_tokens=self.max_new_tokens),
-            )
-            for item in self.items().values()
-        ]
-        check_images(requests)
-        return requests
+        questions = (
+            (key, self._image(item), item.question + self.suffix) for key, item in self.items().items()
+        )
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """Exact match of the answer in lower case without final full stops."""
@@ -103,14 +87,9 @@ class Gqa:
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy in percent: all, open (structural type query) and binary (the rest), and by type."""
-        result = {"accuracy": percent(get(counts, "correct"), get(counts, "questions"))}
-        for part in ("open", "binary"):
-            result[part] = percent(get(counts, f"{part}/correct"), get(counts, f"{part}/questions"))
-        for kind in TYPES:
-            for group in self._groups(kind):
-                key = f"{kind}/{group}"
-                result[key] = percent(get(counts, f"{key}/correct"), get(counts, f"{key}/questions"))
-        return result
+        groups = [f"{kind}/{group}" for kind in TYPES for group in self._groups(kind)]
+        by_group = {group: accuracy(counts, group) for group in ("open", "binary", *groups)}
+        return {"accuracy": accuracy(counts), **by_group}
 
     def describe(self) -> list[Metric]:
         """Accuracy is the headline; then each question type."""
@@ -171,6 +150,9 @@ class Gqa:
             rows = [self._item(key, row) for key, row in data.items()]
             self._items = {item.id: item for item in rows if item is not None}
         return self._items
+
+    def _image(self, item: GqaItem) -> str:
+        return image_path(self.image_root, item.image + self.extension, f"{self.file}: {item.id}")
 
     def _item(self, key: str, row: Any) -> GqaItem | None:
         where = f"{self.file}: question {key}"

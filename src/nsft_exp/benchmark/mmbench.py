@@ -11,24 +11,18 @@ images are written to `image_root/<base index>.jpg` when they are first asked fo
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
-import io
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
-from nsft_exp.benchmark.counting import get, percent
+from nsft_exp.benchmark.counting import accuracy, get, percent
+from nsft_exp.benchmark.mmbench_file import MmbItem, read_rows, write_image
 from nsft_exp.benchmark.prompts import OPTION_LETTER
-from nsft_exp.benchmark.reading import MakesFiles, prepare, read_text
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.reading import MakesFiles, ask, prepare
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
-LETTERS = "ABCDEFGH"
-ROUND = 1_000_000
 OPTION_LETTER_CN = "\n请直接回答选项字母。"
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -41,25 +35,6 @@ NOTHING = frozenset(
 ) | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 """Answers that pandas reads back from the upload file as no value; the official rule then reads "nan"."""
 Rules = Literal["2024-03", "2025-08"]
-
-
-@dataclass(frozen=True)
-class MmbItem:
-    """One row: one rotation of one question."""
-
-    index: int
-    question: str
-    hint: str
-    options: dict[str, str]
-    answer: str
-    category: str
-    ability: str
-    """The l2-category."""
-
-    @property
-    def base(self) -> int:
-        """The index of the question's first pass."""
-        return self.index % ROUND
 
 
 class MmBench:
@@ -110,11 +85,8 @@ class MmBench:
     def requests(self) -> list[Request]:
         """Every row in file order; writes the images that `image_root` lacks."""
         sentence = OPTION_LETTER if self.language == "en" else OPTION_LETTER_CN
-        decoding = Decoding(max_new_tokens=self.max_new_tokens)
-        return [
-            Request(key, self._image(item), (Turn("prompt", prompt(item) + sentence),), decoding=decoding)
-            for key, item in self.items().items()
-        ]
+        questions = ((key, self._image(item), prompt(item) + sentence) for key, item in self.items().items())
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """One rotation's letter; `combine` adds the counts of the whole question."""
@@ -143,9 +115,9 @@ class MmBench:
         """Percent: circular accuracy, all and by l2-category and category; `rows`: plain row accuracy."""
         groups = sorted({g for item in self.items().values() for g in (item.ability, item.category) if g})
         return {
-            "circular": percent(get(counts, "correct"), get(counts, "questions")),
+            "circular": accuracy(counts),
             "rows": percent(get(counts, "rows_correct"), get(counts, "rows")),
-            **{g: percent(get(counts, f"{g}/correct"), get(counts, f"{g}/questions")) for g in groups},
+            **{group: accuracy(counts, group) for group in groups},
         }
 
     def describe(self) -> list[Metric]:
@@ -193,19 +165,9 @@ class MmBench:
         """All rows by index, in file order; read once."""
         if self._items is None:
             prepare(self.files_from)
-            path = self.file()
-            csv.field_size_limit(1 << 30)
-            reader = csv.DictReader(io.StringIO(read_text(path)), delimiter="\t")
-            lacking = [
-                c for c in ("index", "question", "A", "B", "answer") if c not in (reader.fieldnames or ())
-            ]
-            if lacking:
-                raise UserError(f"{path}: line 1: has no column {', '.join(lacking)}; is this MMBench's TSV?")
-            self._items = {}
-            for row in reader:
-                item = _item(row, f"{path}: line {reader.line_num}")
-                self._items[str(item.index)] = item
-                self._images[item.index] = row.get("image") or ""
+            rows = list(read_rows(self.file()))
+            self._items = {str(item.index): item for item, _ in rows}
+            self._images = {item.index: image for item, image in rows}
         return self._items
 
     def _image(self, item: MmbItem) -> str:
@@ -216,17 +178,7 @@ class MmBench:
         path = Path(self.image_root) / f"{item.base}.jpg"
         if not path.exists():
             text = self._images[item.index]
-            text = self._images.get(int(text), "") if text.isdigit() else text
-            try:
-                data = base64.b64decode(text, validate=True)
-            except binascii.Error:
-                data = b""
-            if not data:
-                raise UserError(f"{where}: its image is not base64; fetch the file again")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(path)
+            write_image(path, self._images.get(int(text), "") if text.isdigit() else text, where)
         return str(path)
 
 
@@ -261,32 +213,6 @@ def _option_letter(text: str, options: Mapping[str, str], rules: Rules) -> str:
     if len(letters) == 1 and (rules == "2024-03" or words.index(letters[0]) > len(words) - 5):
         return letters[0]
     return "Z" if not letters and "Z" in words else ""
-
-
-def _item(row: Mapping[str, str | None], where: str) -> MmbItem:
-    index = row.get("index") or ""
-    if not index.isdigit():
-        raise UserError(f"{where}: index `{index[:20]}` is not a number; fetch the file again")
-    options = {c: row[c] or "" for c in LETTERS if c in row and not _is_empty(row[c])}
-    answer = row.get("answer") or ""
-    if answer not in options:
-        raise UserError(
-            f"{where}: answer `{answer[:20]}` is not one of its options; a split with answers is needed"
-        )
-    hint = row.get("hint")
-    return MmbItem(
-        int(index),
-        row.get("question") or "",
-        "" if _is_empty(hint) else hint or "",
-        options,
-        answer,
-        row.get("category") or "",
-        row.get("l2-category") or "",
-    )
-
-
-def _is_empty(cell: str | None) -> bool:
-    return cell is None or cell == "" or cell.lower() in ("nan", "none")
 
 
 def _circular(item: MmbItem, hit: int) -> dict[str, float]:

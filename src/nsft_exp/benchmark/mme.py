@@ -18,8 +18,8 @@ from typing import Any
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
 from nsft_exp.benchmark.counting import get, percent
 from nsft_exp.benchmark.prompts import SHORT_ANSWER
-from nsft_exp.benchmark.reading import MakesFiles, check_images, prepare, read_text
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.reading import MakesFiles, ask, prepare, read_text
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 PERCEPTION = (
     "existence",
@@ -85,20 +85,15 @@ class Mme:
 
     def requests(self) -> list[Request]:
         """Both questions of every image, one after the other, category by category."""
-        requests = []
         images: dict[tuple[str, str], str] = {}
+        questions = []
         for key, item in self.items().items():
             pair = item.category, item.stem
             if pair not in images:
                 images[pair] = self._image(item)
             text = item.question.replace(YES_OR_NO.strip(), "").strip() + SHORT_ANSWER
-            requests.append(Request(key, images[pair], (Turn("prompt", text),), decoding=self._decoding))
-        check_images(requests)
-        return requests
-
-    @property
-    def _decoding(self) -> Decoding:
-        return Decoding(max_new_tokens=self.max_new_tokens)
+            questions.append((key, images[pair], text))
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """Counts of one answer; `combine` adds those of the image's pair."""

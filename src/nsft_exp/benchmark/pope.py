@@ -16,37 +16,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated, sum_counts
 from nsft_exp.benchmark.counting import get, mean, percent, ratio
-from nsft_exp.benchmark.prompts import SHORT_ANSWER
-from nsft_exp.benchmark.reading import (
-    MakesFiles,
-    check_images,
-    image_path,
-    need,
-    prepare,
-    read_json_lines,
-)
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.pope_files import FIRST_ID, PopeFiles, PopeItem
+from nsft_exp.benchmark.prompts import short_answer
+from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, prepare
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
-FIRST_ID = {"adversarial": 1, "random": 10_000_001, "popular": 20_000_001}
 SPLITS = ("random", "popular", "adversarial")
 PER_SPLIT = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-
-
-@dataclass(frozen=True)
-class PopeItem:
-    """One question: LLaVA's id and text, and POPE's label."""
-
-    id: int
-    split: str
-    image: str
-    text: str
-    label: str
 
 
 class Pope:
@@ -64,13 +45,13 @@ class Pope:
         name: str = "pope",
     ) -> None:
         """`prompt`: `llava15` adds LLaVA's short-answer sentence, `official` asks POPE's bare question."""
-        if prompt not in ("llava15", "official"):
-            raise UserError(f"benchmark.prompt: `{prompt}` is not known to POPE; use llava15 or official")
+        self.suffix = short_answer(prompt, "POPE")
         unknown = [s for s in splits if s not in FIRST_ID]
         if unknown or not splits:
             raise UserError(f"benchmark.splits: {unknown} is not a POPE split; use {', '.join(SPLITS)}")
         self.name, self.prompt, self.splits = name, prompt, tuple(splits)
-        self.root, self.image_root, self.files_from = Path(root), image_root, files_from
+        self.source = PopeFiles(Path(root), self.splits)
+        self.image_root, self.files_from = image_root, files_from
         self.likelihood, self.max_new_tokens = likelihood, max_new_tokens
         self._items: dict[str, PopeItem] | None = None
 
@@ -83,25 +64,16 @@ class Pope:
     def files(self) -> list[Path]:
         """The label files and, if present, LLaVA's question file."""
         prepare(self.files_from)
-        labels = [self._label_file(split) for split in self.splits]
-        return labels + ([self._question_file] if self._question_file.exists() else [])
+        return self.source.present()
 
     def requests(self) -> list[Request]:
         """Every question of every split; ids are LLaVA's."""
         candidates = ("Yes", "No") if self.likelihood else ()
-        decoding = Decoding(max_new_tokens=self.max_new_tokens)
-        requests = [
-            Request(
-                id=key,
-                image=image_path(self.image_root, item.image, f"{self.name}: question {key}"),
-                turns=(Turn("prompt", item.text),),
-                decoding=decoding,
-                candidates=candidates,
-            )
+        questions = (
+            (key, image_path(self.image_root, item.image, f"{self.name}: question {key}"), item.text)
             for key, item in self.items().items()
-        ]
-        check_images(requests)
-        return requests
+        )
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens), candidates)
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """The official rule on one answer."""
@@ -146,7 +118,7 @@ class Pope:
         items = {item.id: item for item in self.items().values()}
         for line in lines:
             if line.id not in items or isinstance(line.id, str):
-                raise UserError(f"{line.where}: question_id {line.id!r} is not in {self._question_file}")
+                raise UserError(f"{line.where}: question_id {line.id!r} is not in {self.source.questions}")
         given = [line.id for line in lines]
         scores = [s for split in self.splits for s in self._by_position(split, lines, items)]
         scored = ScoredAnswers(scores, len(items), len(set(given)), absent(items, given), repeated(given))
@@ -181,83 +153,11 @@ class Pope:
         """All questions by id, in file order; read once. UserError for files of two releases."""
         if self._items is None:
             prepare(self.files_from)
-            labels = {split: self._read_labels(split) for split in self.splits}
-            if self._question_file.exists():
-                self._items = self._join(labels)
-            else:
-                suffix = SHORT_ANSWER if self.prompt == "llava15" else ""
-                self._items = {
-                    str(FIRST_ID[split] + k): PopeItem(
-                        FIRST_ID[split] + k, split, r["image"], r["text"] + suffix, r["label"]
-                    )
-                    for split, rows in labels.items()
-                    for k, r in enumerate(rows)
-                }
+            self._items = self.source.items(self.suffix)
         return self._items
 
     def _of(self, split: str) -> list[PopeItem]:
         return [item for item in self.items().values() if item.split == split]
-
-    def _label_file(self, split: str) -> Path:
-        return self.root / "coco" / f"coco_pope_{split}.json"
-
-    @property
-    def _question_file(self) -> Path:
-        return self.root / "llava_pope_test.jsonl"
-
-    def _read_labels(self, split: str) -> list[dict[str, Any]]:
-        path = self._label_file(split)
-        rows, place = read_json_lines(path), str(path)
-        for number, row in enumerate(rows, 1):
-            where = f"{place}: line {number}"
-            need(row, "image", str, where)
-            need(row, "text", str, where)
-            if need(row, "label", str, where) not in ("yes", "no"):
-                raise UserError(f"{where}: label `{row['label']}` is neither yes nor no; mend the file")
-        return rows
-
-    def _join(self, labels: Mapping[str, list[dict[str, Any]]]) -> dict[str, PopeItem]:
-        """LLaVA's questions with POPE's labels, line by line; both must be of one release."""
-        asked: dict[str, list[tuple[int, dict[str, Any]]]] = {split: [] for split in FIRST_ID}
-        place = str(self._question_file)
-        for number, row in enumerate(read_json_lines(self._question_file), 1):
-            where = f"{place}: line {number}"
-            for key, kind in (("question_id", int), ("image", str), ("text", str), ("category", str)):
-                need(row, key, kind, where)
-            if row["category"] not in asked:
-                raise UserError(f"{where}: category `{row['category']}` is not a POPE split; mend the file")
-            asked[row["category"]].append((number, row))
-        items = {}
-        for split, rows in labels.items():
-            self._check_release(split, asked[split], rows)
-            for (_, question), row in zip(asked[split], rows, strict=True):
-                text = question["text"]
-                if self.prompt == "official":
-                    text = text.removesuffix(SHORT_ANSWER)
-                item = PopeItem(question["question_id"], split, row["image"], text, row["label"])
-                items[str(item.id)] = item
-        if len(items) != sum(map(len, labels.values())):
-            raise UserError(f"{self._question_file}: a question_id occurs twice; fetch the file again")
-        return items
-
-    def _check_release(
-        self, split: str, asked: Sequence[tuple[int, dict[str, Any]]], rows: Sequence[dict[str, Any]]
-    ) -> None:
-        release = (
-            "they are of two releases of POPE, and answers would meet the wrong labels; LLaVA's questions "
-            "belong to POPE commit e3e39262 (2,910 random questions), not to its newest (3,000)"
-        )
-        for k, ((number, question), row) in enumerate(zip(asked, rows, strict=False), 1):
-            if (question["image"], _key(question["text"])) != (row["image"], _key(row["text"])):
-                raise UserError(
-                    f"{self._question_file}: line {number}: asks another question than "
-                    f"{self._label_file(split)} line {k}: {release}"
-                )
-        if len(asked) != len(rows):
-            raise UserError(
-                f"{self._question_file}: {len(asked)} {split} questions, but "
-                f"{self._label_file(split)} has {len(rows)}: {release}"
-            )
 
 
 def read_yes_no(text: str) -> str:
@@ -313,8 +213,3 @@ def sum_counts_by_id(lines: Sequence[AnswerLine], items: Mapping[int, PopeItem])
 
 def _of_split(lines: Sequence[AnswerLine], items: Mapping[int, PopeItem], split: str) -> list[AnswerLine]:
     return [line for line in lines if items[line.id].split == split]
-
-
-def _key(text: str) -> str:
-    """The question without LLaVA's suffix; the old release spells `imange` in some lines."""
-    return text.removesuffix(SHORT_ANSWER).replace("imange", "image")

@@ -1,14 +1,17 @@
-"""Reading official files: JSON, JSON lines and image paths, with one-line errors that name the place."""
+"""Reading official files: JSON, JSON lines and image paths, with one-line errors that name the place.
+
+What was read becomes requests here too, so that every benchmark checks its images in the same way.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from nsft_exp.records import Request, UserError
+from nsft_exp.records import Decoding, Request, Turn, UserError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -74,6 +77,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`<file>: line <n>`, object) of a JSON-lines file, lines counted from 1."""
+    yield from ((f"{path}: line {number}", row) for number, row in enumerate(read_json_lines(path), 1))
+
+
+def numbered_rows(data: Any, key: str, path: Path, unit: str) -> Iterator[tuple[str, Any]]:
+    """Yield (`<file>: <unit> <k>`, row) of the list under `key` of a JSON file's object, rows counted from 0.
+
+    Raises UserError where the file has no such list.
+    """
+    yield from ((f"{path}: {unit} {k}", row) for k, row in enumerate(need(data, key, list, str(path))))
+
+
 def need(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
     """Return row[key] if it is of `kind`; UserError `<where>: ...` if it is missing or of another kind."""
     if not isinstance(row, dict):
@@ -92,15 +108,29 @@ def image_path(image_root: str | os.PathLike[str] | None, name: str, where: str)
     """Return the path of image `name` under `image_root`; UserError if it climbs out of it."""
     if image_root is None:
         raise UserError(f"{where}: `image_root` is not set; point it at the folder of the images")
-    path = os.path.normpath(os.path.join(image_root, name))
-    root = os.path.normpath(image_root)
-    if os.path.commonpath([os.path.abspath(path), os.path.abspath(root)]) != os.path.abspath(root):
+    root, path = os.path.normpath(image_root), os.path.normpath(os.path.join(image_root, name))
+    above = os.path.join(os.path.abspath(root), "")
+    if not os.path.abspath(path).startswith(above):
         raise UserError(f"{where}: image `{name}` lies outside of {root}; correct the record")
     return path
 
 
-def check_images(requests: Iterable[Request]) -> None:
-    """Raise UserError naming the first request whose image file is missing, and how many are."""
+def ask(
+    questions: Iterable[tuple[str, str | None, str]], decoding: Decoding, candidates: tuple[str, ...] = ()
+) -> list[Request]:
+    """Return a request of one turn for every question (id, image file, text).
+
+    Raises UserError naming the first request whose image file is missing, and how many are.
+    """
+    requests = [
+        Request(key, image, (Turn("prompt", text),), decoding=decoding, candidates=candidates)
+        for key, image, text in questions
+    ]
+    _check_images(requests)
+    return requests
+
+
+def _check_images(requests: Iterable[Request]) -> None:
     missing: dict[str, str] = {}
     for request in requests:
         if request.image is not None and request.image not in missing and not os.path.isfile(request.image):

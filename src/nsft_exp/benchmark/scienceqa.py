@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
-from nsft_exp.benchmark.counting import get, percent
+from nsft_exp.benchmark.counting import accuracy
 from nsft_exp.benchmark.prompts import OPTION_LETTER
-from nsft_exp.benchmark.reading import (
-    MakesFiles,
-    check_images,
-    image_path,
-    need,
-    prepare,
-    read_json,
-)
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, need, prepare, read_json
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 LETTERS = "ABCDE"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
@@ -81,18 +74,12 @@ class ScienceQa:
 
     def requests(self) -> list[Request]:
         """The split's problems in its order."""
-        requests = []
-        for key, item in self.items().items():
-            if item.image is None and self.images_only:
-                continue
-            image = None
-            if item.image is not None:
-                image = image_path(self.image_root, f"{key}/{item.image}", f"{self._problems}: {key}")
-            turns = (Turn("prompt", prompt(item)),)
-            decoding = Decoding(max_new_tokens=self.max_new_tokens)
-            requests.append(Request(key, image, turns, decoding=decoding))
-        check_images(requests)
-        return requests
+        questions = (
+            (key, self._image(item), prompt(item))
+            for key, item in self.items().items()
+            if item.image is not None or not self.images_only
+        )
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """The letter of one answer; with `images_only` it counts for IMG alone."""
@@ -104,10 +91,7 @@ class ScienceQa:
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy in percent: `img` over the problems with an image, `accuracy` over all."""
-        return {
-            "img": percent(get(counts, "img/correct"), get(counts, "img/questions")),
-            "accuracy": percent(get(counts, "correct"), get(counts, "questions")),
-        }
+        return {"img": accuracy(counts, "img"), "accuracy": accuracy(counts)}
 
     def describe(self) -> list[Metric]:
         """IMG accuracy is the headline."""
@@ -154,6 +138,11 @@ class ScienceQa:
             where = f"{self._problems}: problem"
             self._items = {key: self._item(key, need(problems, key, dict, where)) for key in ids}
         return self._items
+
+    def _image(self, item: ScienceItem) -> str | None:
+        if item.image is None:
+            return None
+        return image_path(self.image_root, f"{item.id}/{item.image}", f"{self._problems}: {item.id}")
 
     def _item(self, key: str, row: dict[str, Any]) -> ScienceItem:
         where = f"{self._problems}: problem {key}"

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
-from nsft_exp.benchmark.counting import get, percent
+from nsft_exp.benchmark.counting import accuracy
 from nsft_exp.benchmark.prompts import OPTION_LETTER
 from nsft_exp.benchmark.reading import (
     MakesFiles,
-    check_images,
+    ask,
     image_path,
     need,
+    numbered_rows,
     prepare,
     read_json,
 )
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -72,18 +73,12 @@ class SeedBench:
 
     def requests(self) -> list[Request]:
         """Every image question in file order."""
-        requests = [
-            Request(
-                id=key,
-                image=image_path(self.image_root, item.data_id, f"{self.file}: question {key}"),
-                turns=(Turn("prompt", item.text + OPTION_LETTER),),
-                decoding=Decoding(max_new_tokens=self.max_new_tokens),
-            )
+        questions = (
+            (key, self._image(item), item.text + OPTION_LETTER)
             for key, item in self.items().items()
             if item.kind == "image"
-        ]
-        check_images(requests)
-        return requests
+        )
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """The answer must be the letter and nothing else."""
@@ -92,7 +87,7 @@ class SeedBench:
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy in percent: image, video, total, and each dimension."""
         groups = ("image", "video", "total", *self._dimensions())
-        return {g: percent(get(counts, f"{g}/correct"), get(counts, f"{g}/questions")) for g in groups}
+        return {group: accuracy(counts, group) for group in groups}
 
     def describe(self) -> list[Metric]:
         """Image accuracy is the headline."""
@@ -126,13 +121,15 @@ class SeedBench:
             prepare(self.files_from)
             data = read_json(self.file)
             names = {i: name for name, i in need(data, "question_type", dict, str(self.file)).items()}
-            rows = need(data, "questions", list, str(self.file))
-            items = [self._item(k, row, names) for k, row in enumerate(rows)]
+            rows = numbered_rows(data, "questions", self.file, "question")
+            items = [self._item(where, row, names) for where, row in rows]
             self._items = {str(item.id): item for item in items}
         return self._items
 
-    def _item(self, k: int, row: Any, names: Mapping[Any, str]) -> SeedItem:
-        where = f"{self.file}: question {k}"
+    def _image(self, item: SeedItem) -> str:
+        return image_path(self.image_root, item.data_id, f"{self.file}: question {item.id}")
+
+    def _item(self, where: str, row: Any, names: Mapping[Any, str]) -> SeedItem:
         key = need(row, "question_id", (str, int), where)
         dimension = need(row, "question_type_id", int, where)
         options = [need(row, choice, str, where) for choice in CHOICES]

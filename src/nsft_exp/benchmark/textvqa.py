@@ -24,15 +24,16 @@ from nsft_exp.benchmark.counting import get, percent
 from nsft_exp.benchmark.prompts import SHORT_ANSWER
 from nsft_exp.benchmark.reading import (
     MakesFiles,
-    check_images,
+    ask,
     image_path,
     need,
+    numbered_lines,
+    numbered_rows,
     prepare,
     read_json,
-    read_json_lines,
 )
 from nsft_exp.benchmark.vqa_text import normalise_m4c, soft_accuracy
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 ANSWERS = 10
 OCR_LINE = "Reference OCR token: "
@@ -88,17 +89,8 @@ class TextVqa:
     def requests(self) -> list[Request]:
         """Every question in file order; ids are TextVQA's question ids."""
         texts = self._texts()
-        requests = [
-            Request(
-                id=item.id,
-                image=image_path(self.image_root, f"{item.image}.jpg", f"{self._annotations}: {item.id}"),
-                turns=(Turn("prompt", texts[item.key]),),
-                decoding=Decoding(max_new_tokens=self.max_new_tokens),
-            )
-            for item in self.items().values()
-        ]
-        check_images(requests)
-        return requests
+        questions = ((key, self._image(item), texts[item.key]) for key, item in self.items().items())
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore:
         """Soft accuracy of one answer."""
@@ -144,14 +136,13 @@ class TextVqa:
         """All questions by id, in file order; read once."""
         if self._items is None:
             prepare(self.files_from)
-            rows = need(read_json(self._annotations), "data", list, str(self._annotations))
-            items = [self._item(k, row) for k, row in enumerate(rows)]
+            rows = numbered_rows(read_json(self._annotations), "data", self._annotations, "data")
+            items = [self._item(where, row) for where, row in rows]
             self._items = {item.id: item for item in items}
             self._by_key = {item.key: item for item in items}  # of two alike the last one's answers count
         return self._items
 
-    def _item(self, k: int, row: Any) -> TextVqaItem:
-        where = f"{self._annotations}: data {k}"
+    def _item(self, where: str, row: Any) -> TextVqaItem:
         answers = need(row, "answers", list, where)
         if len(answers) != ANSWERS or not all(isinstance(a, str) for a in answers):
             raise UserError(f"{where}: {len(answers)} answers, not {ANSWERS} texts; give the validation file")
@@ -161,6 +152,9 @@ class TextVqa:
             need(row, "question", str, where),
             tuple(normalise_m4c(a) for a in answers),
         )
+
+    def _image(self, item: TextVqaItem) -> str:
+        return image_path(self.image_root, f"{item.image}.jpg", f"{self._annotations}: {item.id}")
 
     @property
     def _annotations(self) -> Path:
@@ -195,16 +189,14 @@ class TextVqa:
 
     def _llava_texts(self, path: Path) -> dict[Key, str]:
         texts = {}
-        for number, row in enumerate(read_json_lines(path), 1):
-            where = f"{path}: line {number}"
+        for where, row in numbered_lines(path):
             text, image = need(row, "text", str, where), need(row, "question_id", str, where)
             texts[image, question_of(AnswerLine(where, image, "", text))] = text
         return texts
 
     def _rosetta(self, path: Path) -> dict[str, list[str]]:
         tokens: dict[str, list[str]] = defaultdict(list)
-        for k, row in enumerate(need(read_json(path), "data", list, str(path))):
-            where = f"{path}: data {k}"
+        for where, row in numbered_rows(read_json(path), "data", path, "data"):
             tokens[need(row, "image_id", str, where)] = need(row, "ocr_tokens", list, where)
         return tokens
 

@@ -22,14 +22,15 @@ from nsft_exp.benchmark.counting import get, percent
 from nsft_exp.benchmark.prompts import SHORT_ANSWER
 from nsft_exp.benchmark.reading import (
     MakesFiles,
-    check_images,
+    ask,
     image_path,
     need,
+    numbered_rows,
     prepare,
     read_json,
 )
 from nsft_exp.benchmark.vqa_text import normalise_m4c, vqa_accuracy
-from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, Turn, UserError
+from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,10 @@ class Vqav2:
 
     def requests(self) -> list[Request]:
         """Every question in file order."""
-        images = "test2015" if self.split.startswith("test") else self.split
-        requests = [
-            Request(
-                id=key,
-                image=image_path(
-                    self.image_root, f"COCO_{images}_{item.image:012d}.jpg", f"{self.name}: {key}"
-                ),
-                turns=(Turn("prompt", item.question + SHORT_ANSWER),),
-                decoding=Decoding(max_new_tokens=self.max_new_tokens),
-            )
-            for key, item in self.items().items()
-        ]
-        check_images(requests)
-        return requests
+        questions = (
+            (key, self._image(item), item.question + SHORT_ANSWER) for key, item in self.items().items()
+        )
+        return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
     def score(self, request: Request, reply: Reply) -> ItemScore | None:
         """Soft accuracy of one answer, converted as for LLaVA's upload; None on a test split."""
@@ -149,9 +140,8 @@ class Vqav2:
             prepare(self.files_from)
             marked = self._read_annotations() if self._annotations.exists() else {}
             items = {}
-            rows = need(read_json(self._questions), "questions", list, str(self._questions))
-            for k, row in enumerate(rows):
-                where = f"{self._questions}: question {k}"
+            data = read_json(self._questions)
+            for where, row in numbered_rows(data, "questions", self._questions, "question"):
                 key = need(row, "question_id", int, where)
                 image, text = need(row, "image_id", int, where), need(row, "question", str, where)
                 if marked and key not in marked:
@@ -162,15 +152,18 @@ class Vqav2:
 
     def _read_annotations(self) -> dict[int, tuple[tuple[str, ...], str]]:
         marked = {}
-        for k, row in enumerate(
-            need(read_json(self._annotations), "annotations", list, str(self._annotations))
-        ):
-            where = f"{self._annotations}: annotation {k}"
+        data = read_json(self._annotations)
+        for where, row in numbered_rows(data, "annotations", self._annotations, "annotation"):
             answers = tuple(need(a, "answer", str, where) for a in need(row, "answers", list, where))
             if not answers:
                 raise UserError(f"{where}: no answers; fetch the file again")
             marked[need(row, "question_id", int, where)] = answers, need(row, "answer_type", str, where)
         return marked
+
+    def _image(self, item: VqaItem) -> str:
+        images = "test2015" if self.split.startswith("test") else self.split
+        name = f"COCO_{images}_{item.image:012d}.jpg"
+        return image_path(self.image_root, name, f"{self.name}: {item.id}")
 
     @property
     def _questions(self) -> Path:

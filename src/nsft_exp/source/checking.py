@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nsft_exp.images import open_image
@@ -13,32 +14,59 @@ from nsft_exp.records import Sample, UserError
 _CACHE = ".images-opened.json"
 
 
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be opened: why, and the samples that have it."""
+
+    path: str
+    reason: str
+    ids: list[str]
+
+
 def check_images(samples: Iterable[Sample], file: Path, exif: str = "apply") -> None:
-    """Decode every image fully; raise one UserError that names the first bad one, and how many are bad.
+    """Decode every image fully; raise one UserError that names the first bad one, and how many are bad."""
+    bad, count = bad_images(samples, file, exif)
+    if bad:
+        more = f" ({len(bad)} images of {count} are bad)" if len(bad) > 1 else ""
+        raise UserError(f"{file}: record {bad[0].ids[0]}: {bad[0].reason}{more}")
+
+
+def bad_images(samples: Iterable[Sample], file: Path, exif: str = "apply") -> tuple[list[BadImage], int]:
+    """Decode every image fully; return those that cannot be, and the number of distinct images.
 
     What was opened is remembered (by path, size and time) in a file beside the annotations, where that
     folder can be written.
     """
     cache = file.parent / _CACHE
     known = _read(cache)
-    fresh, bad, seen = dict(known), [], set()
+    fresh, bad, seen = dict(known), dict[str, BadImage](), set[str]()
     for sample in samples:
-        if sample.image is None or sample.image in seen:
+        path = sample.image
+        if path is None:
             continue
-        seen.add(sample.image)
-        version = _version(sample.image)
-        if version and known.get(sample.image) == version:
-            continue
-        try:
-            open_image(sample.image, exif)
-            fresh[sample.image] = version
-        except UserError as error:
-            bad.append((sample.id, str(error)))
+        if path not in seen:
+            seen.add(path)
+            version = _version(path)
+            if not version or known.get(path) != version:
+                reason = _reason(path, exif)
+                if reason:
+                    bad[path] = BadImage(path, reason, [])
+                else:
+                    fresh[path] = version
+        if path in bad:
+            bad[path].ids.append(sample.id)
     if fresh != known:
         _write(cache, fresh)
-    if bad:
-        more = f" ({len(bad)} images of {len(seen)} are bad)" if len(bad) > 1 else ""
-        raise UserError(f"{file}: record {bad[0][0]}: {bad[0][1]}{more}")
+    return list(bad.values()), len(seen)
+
+
+def _reason(path: str, exif: str) -> str:
+    """Why an image cannot be opened; empty: it can."""
+    try:
+        open_image(path, exif)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _version(path: str) -> str:

@@ -9,7 +9,7 @@ there, and the last layer stays as it was made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +19,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints
@@ -73,8 +72,8 @@ def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> 
         plugins=[AtomicCheckpointIO()],
         callbacks=[Checkpoints(checkpoint, 100, recipe.steps), StepBar(recipe.steps)],
     )
-    drawings = DataLoader(Drawings(recipe), batch_size=None)
-    trainer.fit(module, drawings, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    done = checkpoint if checkpoint.exists() else None
+    trainer.fit(module, Drawings(recipe), ckpt_path=done, weights_only=True)
     replace_folder(folder, module.tower.save_pretrained)
     checkpoint.unlink()
 
@@ -123,14 +122,24 @@ class TowerTraining(L.LightningModule):
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
 
-class Drawings(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Item n is batch n: pixels (images x 3 x 64 x 64), labels (images x cells x aspects), kinds of place."""
+class Drawings:
+    """A stateful loader: batch n is pixels (images x 3 x 64 x 64), labels (images x cells x aspects), kinds.
+
+    `state_dict` carries its position over a restart, so that training goes on at the next batch.
+    """
 
     def __init__(self, recipe: TowerRecipe) -> None:
         self.recipe, self.preprocessing = recipe, Preprocessing(size=SIZE)
+        self.position = 0
 
     def __len__(self) -> int:
+        """Batches from the beginning, whatever the position."""
         return self.recipe.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(self.position, self.recipe.steps):
+            self.position += 1
+            yield self[step]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = Random(f"tower/{self.recipe.seed}/{step}")
@@ -138,6 +147,14 @@ class Drawings(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pixels = torch.stack([torch.from_numpy(self.preprocessing(draw_scene(scene))) for scene in scenes])
         kinds = [lexicon()["scenes"].index(scene.kind) for scene in scenes]
         return pixels, torch.tensor([cell_labels(scene) for scene in scenes]), torch.tensor(kinds)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position."""
+        self.position = state["position"]
 
 
 def random_scene(rng: Random) -> Scene:

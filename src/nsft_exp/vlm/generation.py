@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from nsft_exp.images import Layout
 from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.sampling import choose, noise_of
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Row:
 
     request: Request
     number: int
+    layout: Layout | None
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
     limit: int
@@ -46,7 +49,10 @@ class Row:
 
 @dataclass
 class State:
-    """The running batch: its cache, which positions are real, each row's next position and next logits."""
+    """The running batch: its cache, which places are real, each row's next position and next logits.
+
+    `mask` is [B, T], `position` [axes, B, 1], `logits` [B, V].
+    """
 
     cache: DynamicCache
     mask: Tensor
@@ -56,7 +62,7 @@ class State:
     def keep(self, rows: Tensor) -> None:
         """Keep some rows of the batch only."""
         self.cache.batch_select_indices(rows)
-        self.mask, self.position, self.logits = self.mask[rows], self.position[rows], self.logits[rows]
+        self.mask, self.position, self.logits = self.mask[rows], self.position[:, rows], self.logits[rows]
 
 
 def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
@@ -106,9 +112,10 @@ def _refuse(request: Request) -> None:
 
 
 def _rows(loaded: LoadedHF, request: Request) -> list[Row]:
-    images = loaded.num_image_tokens if request.image is not None else None
     try:
-        prompt = loaded.chat.prompt(request.turns, images, request.answer_prefix)
+        layout = loaded.layout(request.image, request.view) if request.image is not None else None
+        tokens = layout.tokens if layout else None
+        prompt = loaded.chat.prompt(request.turns, tokens, request.answer_prefix)
     except UserError as error:
         raise UserError(f"request {request.id}: {error}") from None
     room = loaded.max_length - len(prompt)
@@ -119,7 +126,9 @@ def _rows(loaded: LoadedHF, request: Request) -> list[Row]:
         )
     prefix = tuple(loaded.chat.text(request.answer_prefix.strip()))
     limit = min(request.decoding.max_new_tokens, room)
-    return [Row(request, n, prompt, prefix, limit, noise=noise_of(request, n)) for n in range(request.n)]
+    return [
+        Row(request, n, layout, prompt, prefix, limit, noise=noise_of(request, n)) for n in range(request.n)
+    ]
 
 
 @torch.inference_mode()
@@ -142,55 +151,74 @@ def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
 
     Where rows ask about the same images, the prompt up to the image (the same for all) is run once an image.
     """
-    images = [(row.request.image, row.request.view) for row in rows]
-    distinct = list(dict.fromkeys(images))
-    cache, start = DynamicCache(), 0
-    if rows[0].request.image is not None and 2 * len(distinct) <= len(rows):
-        start = _image_end(loaded, rows[0].prompt)
-        opening = [rows[0].prompt[:start]] * len(distinct)
-        _run_prompts(loaded, opening, cache, 0, _features(loaded, distinct))
-        cache.batch_select_indices(
-            torch.tensor([distinct.index(key) for key in images], device=loaded.device)
-        )
-        features = None
-    else:
-        features = _features(loaded, images)
-    return _run_prompts(loaded, [row.prompt[start:] for row in rows], cache, start, features)
+    positions = [_positions(loaded, row) for row in rows]
+    features, place = _features(loaded, rows)
+    if features is None or 2 * len(features) > len(rows):
+        prompts = [row.prompt for row in rows]
+        return _run_prompts(loaded, prompts, positions, features[place] if features else None)
+    ends = [_image_end(loaded, row) for row in rows]
+    first = [place.tolist().index(number) for number in range(len(features))]
+    opening = _run_prompts(
+        loaded,
+        [rows[n].prompt[: ends[n]] for n in first],
+        [positions[n][:, : ends[n]] for n in first],
+        features,
+    )
+    opening.keep(place.to(loaded.device))
+    rest = [row.prompt[end:] for row, end in zip(rows, ends, strict=True)]
+    places = [found[:, end:] for found, end in zip(positions, ends, strict=True)]
+    return _run_prompts(loaded, rest, places, None, opening)
 
 
-def _image_end(loaded: LoadedHF, prompt: tuple[int, ...]) -> int:
+def _positions(loaded: LoadedHF, row: Row) -> Tensor:
+    """The position ids [axes, T] of a row's prompt."""
+    ids = torch.tensor([row.prompt])
+    return loaded.positions(ids, [row.layout.grid if row.layout else None])[:, 0]
+
+
+def _image_end(loaded: LoadedHF, row: Row) -> int:
     """The place after the prompt's image tokens."""
-    return prompt.index(loaded.chat.image_token_id) + loaded.num_image_tokens
+    assert row.layout is not None
+    return row.prompt.index(loaded.chat.image_token_id) + row.layout.tokens
+
+
+def _features(loaded: LoadedHF, rows: list[Row]) -> tuple[Features | None, Tensor]:
+    """The features of the rows' distinct images, and which of them each row has; None without images."""
+    images = [(row.request.image, row.request.view) for row in rows]
+    distinct = [(image, view) for image, view in dict.fromkeys(images) if image is not None]
+    if not distinct:
+        return None, torch.empty(0)
+    place = {image: number for number, image in enumerate(distinct)}
+    features = loaded.features(loaded.pictures(distinct))
+    return features, torch.tensor([place[(str(image), view)] for image, view in images])
 
 
 def _run_prompts(
-    loaded: LoadedHF, prompts: list[tuple[int, ...]], cache: DynamicCache, start: int, features: Tensor | None
+    loaded: LoadedHF,
+    prompts: list[tuple[int, ...]],
+    positions: list[Tensor],
+    features: Features | None,
+    before: State | None = None,
 ) -> State:
-    """Run prompts, padded on the left, after the `start` tokens of each that the cache holds."""
+    """Run prompts with their positions [axes, T], padded on the left, after what `before` has run."""
     device, longest = loaded.device, max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
     ids = torch.tensor([[loaded.pad_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
-    mask = torch.tensor([[1] * start + [0] * pad + [1] * (longest - pad) for pad in padding], device=device)
-    position = (mask.cumsum(1) - 1).clamp(min=0)
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
+    position = torch.stack([pad_left(p, longest) for p in positions], dim=1).to(device)
+    mask = torch.cat([before.mask, mask], dim=1) if before else mask
+    cache = before.cache if before else DynamicCache()
     out = loaded.run(
-        ids.to(device),
-        features,
-        attention_mask=mask,
-        position_ids=position[:, start:],
-        past_key_values=cache,
-        use_cache=True,
+        ids.to(device), features, position, attention_mask=mask, past_key_values=cache, use_cache=True
     )
     logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
-    return State(cache, mask, position[:, -1:] + 1, logits)
+    following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes
+    return State(cache, mask, following.expand(len(position), -1)[..., None], logits)
 
 
-def _features(loaded: LoadedHF, images: list[tuple[str | None, str]]) -> Tensor | None:
-    """The image features of the rows, in row order, each picture encoded once; None without images."""
-    distinct = list(dict.fromkeys((image, view) for image, view in images if image is not None))
-    if not distinct:
-        return None
-    features = loaded.features(torch.stack([loaded.pixels(image, view) for image, view in distinct]))
-    return features[torch.tensor([distinct.index(key) for key in images], device=features.device)]  # type: ignore[arg-type]
+def pad_left(positions: Tensor, length: int) -> Tensor:
+    """Return positions [axes, T] with zeros before them, [axes, length]."""
+    return torch.nn.functional.pad(positions, (length - positions.shape[1], 0))
 
 
 def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
@@ -204,7 +232,7 @@ def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
             continue
         row.ids.append(token)
         row.logps.append(logp)
-        if token == loaded.chat.end:
+        if token in loaded.stops:
             row.finish = "stop"
     if not all(row.done() for row in rows):
         _advance(loaded, state, chosen[:, None])
@@ -212,11 +240,11 @@ def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
 
 def _advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:
     """Run one more token [B, 1] of every row through the model."""
-    state.mask = torch.cat([state.mask, torch.ones_like(state.position)], dim=1)
+    state.mask = torch.cat([state.mask, torch.ones_like(tokens)], dim=1)
     out = loaded.run(
         tokens,
+        positions=state.position,
         attention_mask=state.mask,
-        position_ids=state.position,
         past_key_values=state.cache,
         use_cache=True,
     )

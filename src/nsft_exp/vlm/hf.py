@@ -1,28 +1,41 @@
-"""LLaVA models of the Hugging Face family: cheap to construct; torch is imported when one is loaded."""
+"""Models of the Hugging Face family: cheap to construct; torch is imported when one is loaded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nsft_exp.conversation import prompt_style
+from nsft_exp.conversation import prompt_style as style_named
 from nsft_exp.records import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from nsft_exp.vlm.family import Family
     from nsft_exp.vlm.loaded import LoadedHF
 
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 
 
 class HFModel:
-    """A `LlavaForConditionalGeneration` in a folder, or on the hub under `path` at `revision`.
+    """A `LlavaForConditionalGeneration` in a folder, or on the hub under `path` at the commit `revision`.
 
     `dtype` is what the weights are held in. `batch_size` is how many answers are generated at once. Images
     are made square by `preprocessing` (`pad`: as LLaVA was trained; `crop`: as the hub's processor does)
     after their EXIF orientation is applied or ignored. `max_length` bounds prompt and answer together (None:
     the model's own limit). Weights are read from safetensors and no code is taken from the model's folder.
+
+    Other families are subclasses that name what differs. Where `preprocessing` or `prompt_style` is None it
+    is the family's first.
     """
+
+    model_type: ClassVar[str] = "llava"
+    preprocessings: ClassVar[tuple[str, ...]] = ("pad", "crop")
+    prompt_styles: ClassVar[tuple[str, ...]] = ("vicuna_v1",)
+    unquantized: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    """What keeps its precision where the language model is quantized: names from the top."""
 
     def __init__(
         self,
@@ -31,9 +44,9 @@ class HFModel:
         dtype: str = "float32",
         device: str = "auto",
         batch_size: int = 32,
-        preprocessing: str = "pad",
+        preprocessing: str | None = None,
         exif: str = "apply",
-        prompt_style: str = "vicuna_v1",
+        prompt_style: str | None = None,
         max_length: int | None = None,
         local_files_only: bool = False,
     ) -> None:
@@ -42,34 +55,49 @@ class HFModel:
         self.dtype = dtype
         self.device = device
         self.batch_size = batch_size
-        self.preprocessing = preprocessing
+        self.preprocessing = preprocessing or self.preprocessings[0]
         self.exif = exif
-        self.prompt_style = prompt_style
+        self.prompt_style = prompt_style or self.prompt_styles[0]
         self.max_length = max_length
         self.local_files_only = local_files_only
         self._check()
 
     def _check(self) -> None:
-        prompt_style(self.prompt_style)
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"vlm.dtype={self.dtype}: there is no such type; take float32 or bfloat16")
-        if self.preprocessing not in ("pad", "crop"):
-            raise UserError(
-                f"vlm.preprocessing={self.preprocessing}: there is no such choice; take pad or crop"
-            )
-        if self.exif not in ("apply", "ignore"):
-            raise UserError(f"vlm.exif={self.exif}: there is no such choice; take apply or ignore")
+        for key, choices in (
+            ("dtype", ("float32", "bfloat16", "float16")),
+            ("preprocessing", self.preprocessings),
+            ("prompt_style", self.prompt_styles),
+            ("exif", ("apply", "ignore")),
+        ):
+            if getattr(self, key) not in choices:
+                raise UserError(
+                    f"vlm.{key}={getattr(self, key)}: there is no such choice; take {' or '.join(choices)}"
+                )
         if self.batch_size < 1:
             raise UserError(f"vlm.batch_size={self.batch_size}: must be at least 1")
 
+    def family(self, config: Any) -> Family:
+        """How a model of this configuration reads images."""
+        from nsft_exp.vlm.llava import LlavaFamily
+
+        return LlavaFamily(config, self.preprocessing)
+
     def folder(self) -> Path:
-        """The folder with the model's files, fetched from the hub when `path` is not a folder here."""
+        """The folder with the model's files, fetched from the hub when `path` is not a folder here.
+
+        Raises UserError for a model of the hub without a commit: what it holds would change under the user.
+        """
         if self.path is None:
             raise UserError("vlm.path has no value; name a folder or a model of the hub")
         if Path(self.path).is_dir():
             return Path(self.path)
         if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
             raise UserError(f"{self.path}: there is no such model folder; check vlm.path")
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise UserError(
+                f"{self.path}: vlm.revision={self.revision} is no commit; give the 40 hex digits that the "
+                f"model's page shows under Files, or a folder as vlm.path"
+            )
         return Path(_fetched(self.path, self.revision, self.local_files_only))
 
     def files(self) -> list[Path]:
@@ -77,28 +105,46 @@ class HFModel:
         folder = self.folder()
         return sorted(p for pattern in PATTERNS for p in folder.glob(pattern) if p.is_file())
 
-    def load(self, adapters: Sequence[Path] = (), device: str | None = None) -> LoadedHF:
+    def load(
+        self, adapters: Sequence[Path] = (), device: str | None = None, quantization: str | None = None
+    ) -> LoadedHF:
         """Load the model with the trained parts of these train-stage folders on it, in order.
 
-        Raises UserError when the folder holds no LLaVA model or a trained part does not fit it.
+        `quantization` holds the language model's linear layers in fewer bits (`nf4`: QLoRA's 4-bit type).
+        Raises UserError when the folder holds no model of this family or a trained part does not fit it.
         """
-        from nsft_exp.vlm import loaded
+        from nsft_exp.vlm import reading
 
-        folder = loaded.model_folder(adapters) or self.folder()
-        model = loaded.read_model(folder, self.dtype)
-        return self.finish(model, loaded.read_tokenizer(folder), adapters, device)
+        where, whole = reading.device_named(device or self.device), reading.model_folder(adapters)
+        read = self.read(whole, where, quantization) if whole else self.base(where, quantization)
+        return self.finish(*read, adapters, device)
+
+    def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
+        """Return the untrained model and its tokenizer."""
+        return self.read(self.folder(), device, quantization)
+
+    def read(self, folder: Path, device: torch.device, quantization: str | None = None) -> tuple[Any, Any]:
+        """Return the model and the tokenizer of a folder."""
+        from nsft_exp.vlm import reading
+
+        options = (
+            reading.quantized(quantization, self.dtype, self.unquantized, device) if quantization else {}
+        )
+        model = reading.read_model(folder, self.dtype, self.model_type, **options)
+        return model, reading.read_tokenizer(folder)
 
     def finish(self, model: Any, tokenizer: Any, adapters: Sequence[Path], device: str | None) -> LoadedHF:
         """Put the adapters on a model, move it to its device and dress it as LoadedHF."""
-        from nsft_exp.vlm import loaded
+        from nsft_exp.vlm import loaded, reading
 
-        model = loaded.with_adapters(model, adapters)
-        where = loaded.device_named(device or self.device)
+        model = reading.with_adapters(model, adapters)
+        if not getattr(model, "is_quantized", False):  # a quantized one is where it was loaded to
+            model = model.to(reading.device_named(device or self.device))
         return loaded.LoadedHF(
-            model.to(where).eval(),
+            model.eval(),
             tokenizer,
-            style=prompt_style(self.prompt_style),
-            preprocessing=self.preprocessing,
+            self.family(model.config),
+            style=style_named(self.prompt_style),
             exif=self.exif,
             batch_size=self.batch_size,
             max_length=self.max_length,

@@ -1,11 +1,10 @@
-"""A LLaVA model in memory: reading it, answering with it, writing it with the hub's names."""
+"""A model in memory: reading it, answering with it, writing it with the hub's names."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,96 +13,147 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging as transformers_logging
 
+from nsft_exp.batching import Pictures
 from nsft_exp.conversation import VICUNA_V1, ChatEncoder, PromptStyle
-from nsft_exp.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
+from nsft_exp.images import Layout, image_size, open_image
 from nsft_exp.records import Reply, Request, UserError
-
-TEXT_OF_MESSAGE = (
-    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim }}{% endfor %}"
-    "{% endif %}"
-)
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first %}{{ SYSTEM }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% if message['content'] is not string %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}{% endif %}"
-    + TEXT_OF_MESSAGE
-    + "{{ ' ASSISTANT:' }}{% else %}{{ ' ' }}"
-    + TEXT_OF_MESSAGE
-    + "{{ '</s>' }}{% endif %}{% endfor %}"
-)
-"""The text of `vicuna_v1` for programs that want a chat template; BOS is the tokenizer's."""
+from nsft_exp.vlm.family import Family, Features, Preprocess
+from nsft_exp.vlm.reading import silently
+from nsft_exp.vlm.template import chat_template
 
 
 class LoadedHF:
-    """A LLaVA model with its tokenizer, and how it reads images and writes conversations.
+    """A model with its tokenizer, and how it reads images and writes conversations.
 
-    `model` is the `LlavaForConditionalGeneration` (LoRA layers, if any, are inside it), `chat` the
-    conversation builder, `num_image_tokens` the image tokens of one picture.
+    `model` is the `...ForConditionalGeneration` (LoRA layers, if any, are inside it), `chat` the conversation
+    builder, `family` what differs between model families, `stops` the ids that end an answer.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
+        family: Family,
         *,
         style: PromptStyle = VICUNA_V1,
-        preprocessing: str = "pad",
         exif: str = "apply",
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        vision, text = model.config.vision_config, model.config.text_config
+        longest = model.config.text_config.max_position_embeddings
         self.model = model
         self.tokenizer = tokenizer
+        self.family = family
         self.chat = ChatEncoder(tokenizer, style, model.config.image_token_id)
-        self.preprocessing = Preprocessing(vision.image_size, preprocessing)
         self.exif = exif
         self.opener: Callable[[str], Image.Image] | None = None
         self.batch_size = batch_size
-        self.max_length = min(max_length or text.max_position_embeddings, text.max_position_embeddings)
-        full = model.config.vision_feature_select_strategy == "full"
-        self.num_image_tokens = (vision.image_size // vision.patch_size) ** 2 + int(full)
+        self.max_length = min(max_length or longest, longest)
+        # LLaVA-NeXT has no padding token: nothing here tells padding by its id.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.unk_token_id
+        self.stops = {self.chat.end, *_ids(model.generation_config.eos_token_id)}
+        self._layouts: dict[str, Layout] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return self.model.lm_head.weight.device
 
+    @property
+    def preprocessing(self) -> Preprocess:
+        """How a picture becomes the vision tower's input."""
+        return self.family.preprocessing
+
+    @property
+    def num_image_tokens(self) -> int | None:
+        """The image tokens of every picture; None where they depend on its size (see `layout`)."""
+        return self.family.num_image_tokens
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self.model.model.get_submodule(self.family.tower)
+
+    def layout(self, image: str, view: str = "clean") -> Layout:
+        """Return how many tokens an image has and the grid of its features, from its size alone.
+
+        Raises UserError as `pixels` does.
+        """
+        self._refuse(image, view)
+        if self.family.num_image_tokens is not None:
+            return Layout(self.family.num_image_tokens)
+        if image not in self._layouts:
+            size = self.opener(image).size if self.opener else image_size(image, self.exif)
+            try:
+                self._layouts[image] = self.family.layout(size)
+            except UserError as error:
+                raise UserError(f"{image}: {error}") from None
+        return self._layouts[image]
+
     def pixels(self, image: str, view: str = "clean") -> Tensor:
-        """Return an image under a view as the tower's input: float32 [3, S, S].
+        """Return an image under a view as the tower's input, float32 (for LLaVA [3, S, S]).
 
         `image` is the path of a file, or what `opener` makes a picture of where that is set. Raises UserError
         for a view that does not exist or an image that cannot be opened.
         """
-        if view != "clean":
-            raise UserError(f"{image}: there is no view {view!r}; there is clean")
+        self._refuse(image, view)
         picture = self.opener(image) if self.opener else open_image(image, self.exif)
         return torch.from_numpy(self.preprocessing(picture))
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return the projected image features [N, n, H] of pixels [N, 3, S, S]."""
-        pixels = pixels.to(self.device, self.model.lm_head.weight.dtype)
-        return torch.stack(list(self.model.model.get_image_features(pixel_values=pixels).pooler_output))
+    def _refuse(self, image: str, view: str) -> None:
+        if view != "clean":
+            raise UserError(f"{image}: there is no view {view!r}; there is clean")
 
-    def hidden(self, ids: Tensor, features: Tensor | None = None, **options: Any) -> Tensor:
-        """Return the last hidden states [B, T, H] of token ids [B, T].
+    def pictures(self, images: Sequence[tuple[str, str]]) -> Pictures:
+        """Return (image, view) pairs as the tower's input."""
+        return Pictures(
+            tuple(self.pixels(*one) for one in images), tuple(self.layout(*one).grid for one in images)
+        )
 
-        `features` [M, n, H] are the images of the rows that have one, in row order.
+    def features(self, pictures: Pictures) -> Features:
+        """Return the projected features of pictures. The tower is frozen: it is run in evaluation mode."""
+        dtype = next(p.dtype for p in self.tower.parameters() if p.is_floating_point())
+        self.tower.eval()
+        inputs = self.family.inputs(pictures.to(self.device, dtype=dtype))
+        found = self.model.model.get_image_features(**inputs)
+        return Features(tuple(found.pooler_output), pictures.grids)
+
+    def positions(self, ids: Tensor, grids: Sequence[tuple[int, ...] | None]) -> Tensor:
+        """Return the position ids [axes, B, T] of ids [B, T] that have no padding on the left."""
+        found = self.family.positions(ids, grids)
+        if found is None:
+            found = torch.arange(ids.shape[1], device=ids.device).expand(1, *ids.shape)
+        return found
+
+    def hidden(self, ids: Tensor, features: Features | None = None, **options: Any) -> Tensor:
+        """Return the last hidden states [B, T, H] of token ids [B, T], padded on the right.
+
+        `features` are the images of the rows that have one, in row order.
         """
-        return self.run(ids, features, use_cache=False, **options).last_hidden_state
+        grids = iter(features.grids if features else ())
+        has_image = (ids == self.chat.image_token_id).any(1).tolist()
+        positions = self.family.positions(ids, [next(grids) if has else None for has in has_image])
+        return self.run(ids, features, positions, use_cache=False, **options).last_hidden_state
 
-    def run(self, ids: Tensor, features: Tensor | None = None, **options: Any) -> Any:
-        """Return the output of the model below its LM head (with a cache where `options` ask for one)."""
+    def run(
+        self, ids: Tensor, features: Features | None = None, positions: Tensor | None = None, **options: Any
+    ) -> Any:
+        """Return the output of the language model below its head (with a cache where `options` ask for one).
+
+        Each image token's embedding is replaced by its feature; `positions` [axes, B, T] None: they count
+        tokens. Raises ValueError where image tokens and features are not equally many.
+        """
+        embeddings = self.model.get_input_embeddings()(ids)
         if features is not None:
-            images: Any = list(features)
-            options["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=images)}
-        return self.model.model(input_ids=ids, **options)
+            parts = torch.cat(features.parts).to(embeddings.device, embeddings.dtype)
+            where = ids == self.chat.image_token_id
+            if int(where.sum()) != len(parts):
+                raise ValueError(f"{int(where.sum())} image tokens and {len(parts)} image features")
+            embeddings = embeddings.masked_scatter(where[..., None], parts)
+        if positions is not None:
+            options["position_ids"] = positions[0] if len(positions) == 1 else positions
+        return self.model.model.language_model(inputs_embeds=embeddings, **options)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
         """Yield (request id, its n replies), batch by batch, long prompts first.
@@ -117,90 +167,16 @@ class LoadedHF:
 
     def save(self, folder: Path) -> None:
         """Write weights (under the hub's names), configuration, tokenizer and processor to a folder."""
-        with _silently():
+        with silently():
             self.model.save_pretrained(folder, max_shard_size="5GB")
         use_hub_names(folder)
         self.tokenizer.save_pretrained(folder)
-        _save_processor(self, folder)
+        image = self.tokenizer.convert_ids_to_tokens(self.chat.image_token_id)
+        self.family.save_processor(folder, self.tokenizer, chat_template(self.chat.style, image))
 
 
-def read_model(folder: Path, dtype: str) -> Any:
-    """Return the model of a folder. Raises UserError when there is no LLaVA model in safetensors."""
-    try:
-        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
-    except FileNotFoundError:
-        raise UserError(f"{folder}: there is no config.json; vlm.path must name a model's folder") from None
-    if kind != "llava":
-        raise UserError(f"{folder}: model type {kind!r} is not supported; it must be llava")
-    try:
-        with _silently():
-            return LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: the model cannot be loaded ({' '.join(str(error).split())[:200]})"
-        ) from error
-
-
-@contextmanager
-def _silently() -> Iterator[None]:
-    """Keep transformers' own progress bars and remarks off the terminal."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a model's folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def device_named(name: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def model_folder(adapters: Sequence[Path]) -> Path | None:
-    """The whole model that the last full training wrote (it replaces the base), if there is one."""
-    whole = [Path(folder) / "model" for folder in adapters if (Path(folder) / "model").is_dir()]
-    return whole[-1] if whole else None
-
-
-def with_adapters(model: Any, adapters: Sequence[Path]) -> Any:
-    """Put the adapters of train-stage folders on a model, those after its last full training.
-
-    In float32 they are merged into the weights. In lower precision merging would round small updates away, so
-    that the last one stays beside the weights. Raises UserError for a folder without a trained part.
-    """
-    folders = [Path(folder) for folder in adapters]
-    for folder in folders:
-        if not (folder / "model").is_dir() and not (folder / "adapter").is_dir():
-            raise UserError(f"{folder}: there is neither a trained model nor an adapter here; train it first")
-    whole = [number for number, folder in enumerate(folders) if (folder / "model").is_dir()]
-    folders = folders[whole[-1] + 1 :] if whole else folders
-    for number, folder in enumerate(folders):
-        keep = model.dtype != torch.float32 and number == len(folders) - 1
-        model = _with_adapter(model, folder / "adapter", merge=not keep)
-    return model
-
-
-def _with_adapter(model: Any, folder: Path, merge: bool) -> Any:
-    from peft import PeftModel
-
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the adapter does not fit the model ({reason})") from error
-    return adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def use_hub_names(folder: Path) -> None:
@@ -225,29 +201,6 @@ def use_hub_names(folder: Path) -> None:
 def _hub_name(name: str) -> str:
     short, infix = "vision_tower.", "vision_tower.vision_model."
     return infix + name[len(short) :] if name.startswith(short) and not name.startswith(infix) else name
-
-
-def _save_processor(loaded: LoadedHF, folder: Path) -> None:
-    """Write the processor that does to images what this model was trained with, with our chat template."""
-    from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    size = loaded.preprocessing.size
-    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    colours = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-    padded = loaded.preprocessing.mode == "pad"
-    pictures = (
-        LlavaImageProcessorPil(do_pad=True, **sizes, **colours) if padded else CLIPImageProcessorPil(**sizes)
-    )
-    LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=loaded.tokenizer,
-        patch_size=loaded.model.config.vision_config.patch_size,
-        vision_feature_select_strategy=loaded.model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE.replace("SYSTEM", json.dumps(loaded.chat.style.system)),
-    ).save_pretrained(folder)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

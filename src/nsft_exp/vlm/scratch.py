@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,8 @@ from nsft_exp.records import UserError
 from nsft_exp.vlm.hf import HFModel
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionConfig, LlavaConfig
-
-    from nsft_exp.vlm.loaded import LoadedHF
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig
 
 TEXT = (
     VICUNA_V1.system + "USER: Is there a cat in the image? ASSISTANT: Yes, there is a cat.",
@@ -23,79 +22,64 @@ TEXT = (
 """What the tokenizer of a model without a tokenizer folder learns its pieces from."""
 
 
+@dataclass(eq=False)
 class ScratchLlava(HFModel):
-    """A random `LlavaForConditionalGeneration`: CLIP tower, two-layer projector, Llama decoder.
+    """A random `LlavaForConditionalGeneration`: CLIP tower, two-layer projector, Llama decoder."""
 
-    `width` and `layers` are the decoder's; its heads have size `head_size` (32 or 64, so that vLLM loads it).
-    `vision_feature_layer` -2 is LLaVA's: the last CLIP layer is not used. `tokenizer` is a folder; None: a
-    tokenizer of at most `vocab_size` pieces learnt from a few built-in sentences. `tower` is the folder of a
-    trained `CLIPVisionModel` of these sizes; None: a random one.
-    """
+    # the vision tower
+    image_size: int = 32
+    patch_size: int = 16
+    vision_width: int = 32
+    vision_layers: int = 2
+    vision_mlp: int = 64
+    vision_feature_layer: int = -2
+    """LLaVA's: the last CLIP layer is not used."""
+    tower: str | None = None
+    """The folder of a trained `CLIPVisionModel` of these sizes; None: a random one."""
 
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 16,
-        vision_width: int = 32,
-        vision_layers: int = 2,
-        vision_mlp: int = 64,
-        vision_feature_layer: int = -2,
-        width: int = 32,
-        layers: int = 2,
-        mlp: int = 64,
-        head_size: int = 32,
-        kv_heads: int | None = None,
-        tie_embeddings: bool = False,
-        max_positions: int = 2048,
-        vocab_size: int = 384,
-        tokenizer: str | None = None,
-        tower: str | None = None,
-        seed: int = 0,
-        dtype: str = "float32",
-        device: str = "auto",
-        batch_size: int = 32,
-        preprocessing: str = "pad",
-        exif: str = "apply",
-        prompt_style: str = "vicuna_v1",
-        max_length: int | None = None,
-    ) -> None:
+    # the decoder
+    width: int = 32
+    layers: int = 2
+    mlp: int = 64
+    head_size: int = 32
+    """Of the decoder's and the tower's heads: 32 or 64, so that vLLM loads it."""
+    kv_heads: int | None = None
+    tie_embeddings: bool = False
+    max_positions: int = 2048
+
+    # the tokenizer
+    tokenizer: str | None = None
+    """A folder; None: at most `vocab_size` pieces learnt from a few built-in sentences."""
+    vocab_size: int = 384
+
+    seed: int = 0
+    """Of the random weights."""
+
+    # as for any model (HFModel)
+    dtype: str = "float32"
+    device: str = "auto"
+    batch_size: int = 32
+    preprocessing: str = "pad"
+    exif: str = "apply"
+    prompt_style: str = "vicuna_v1"
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
         super().__init__(
             None,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            preprocessing=preprocessing,
-            exif=exif,
-            prompt_style=prompt_style,
-            max_length=max_length,
+            dtype=self.dtype,
+            device=self.device,
+            batch_size=self.batch_size,
+            preprocessing=self.preprocessing,
+            exif=self.exif,
+            prompt_style=self.prompt_style,
+            max_length=self.max_length,
         )
-        if width % head_size or vision_width % head_size:
+        if self.width % self.head_size or self.vision_width % self.head_size:
             raise UserError(
-                f"vlm.head_size={head_size} must divide vlm.width={width} and vlm.vision_width={vision_width}"
+                f"vlm.head_size={self.head_size} must divide vlm.width={self.width} "
+                f"and vlm.vision_width={self.vision_width}"
             )
-        self.vision: dict[str, Any] = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "hidden_size": vision_width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": vision_width // head_size,
-            "intermediate_size": vision_mlp,
-        }
-        self.text: dict[str, Any] = {
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // head_size,
-            "num_key_value_heads": kv_heads or width // head_size,
-            "head_dim": head_size,
-            "intermediate_size": mlp,
-            "max_position_embeddings": max_positions,
-        }
-        self.vision_feature_layer = vision_feature_layer
-        self.tie_embeddings = tie_embeddings
-        self.vocab_size = vocab_size
-        self.tokenizer = tokenizer
-        self.tower = tower
-        self.seed = seed
 
     def files(self) -> list[Path]:
         """The tokenizer's and the tower's files, if there are: all else follows from the arguments."""
@@ -103,17 +87,12 @@ class ScratchLlava(HFModel):
         files.append(self.tower and Path(self.tower) / "model.safetensors")
         return [file for file in files if file]
 
-    def load(self, adapters: Sequence[Path] = (), device: str | None = None) -> LoadedHF:
-        """Make the model (the same for the same seed), or load what a training from scratch wrote."""
-        from nsft_exp.vlm import loaded
-
-        folder = loaded.model_folder(adapters)
-        if folder:
-            return self.finish(
-                loaded.read_model(folder, self.dtype), loaded.read_tokenizer(folder), adapters, device
-            )
+    def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
+        """Make the model, the same for the same seed."""
+        if quantization:
+            raise UserError("a model that is made in memory is not quantized; take tuning=lora")
         tokenizer = self._tokenizer()
-        return self.finish(self._model(tokenizer), tokenizer, adapters, device)
+        return self._model(tokenizer), tokenizer
 
     def _tokenizer(self) -> Any:
         from nsft_exp.vlm.tokenizer import load_tokenizer, train_llama_tokenizer
@@ -124,11 +103,11 @@ class ScratchLlava(HFModel):
 
     def _model(self, tokenizer: Any) -> Any:
         import torch
-        from transformers import LlavaForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = LlavaForConditionalGeneration(self._config(tokenizer))
+            model = AutoModelForImageTextToText.from_config(self._config(tokenizer))
             _initialise(model)
         if self.tower:
             model.model.vision_tower.load_state_dict(_read_tower(self.tower, model).state_dict())
@@ -139,23 +118,44 @@ class ScratchLlava(HFModel):
         from transformers import CLIPVisionConfig
 
         return CLIPVisionConfig(
-            **self.vision, hidden_act="quick_gelu", projection_dim=self.text["hidden_size"]
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            hidden_size=self.vision_width,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_width // self.head_size,
+            intermediate_size=self.vision_mlp,
+            hidden_act="quick_gelu",
+            projection_dim=self.width,
         )
 
-    def _config(self, tokenizer: Any) -> LlavaConfig:
-        from transformers import LlamaConfig, LlavaConfig
+    def _decoder_config(self, tokenizer: Any) -> LlamaConfig:
+        from transformers import LlamaConfig
 
-        rows = -(-len(tokenizer) // 64) * 64
-        ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        text = LlamaConfig(
-            **self.text, **ids, vocab_size=rows, rms_norm_eps=1e-5, tie_word_embeddings=self.tie_embeddings
+        heads = self.width // self.head_size
+        return LlamaConfig(
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=self.kv_heads or heads,
+            head_dim=self.head_size,
+            intermediate_size=self.mlp,
+            max_position_embeddings=self.max_positions,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=self.tie_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-        size = self.vision["image_size"] // self.vision["patch_size"]
+
+    def _config(self, tokenizer: Any) -> Any:
+        from transformers import LlavaConfig
+
+        side = self.image_size // self.patch_size
         return LlavaConfig(
             vision_config=self.tower_config(),
-            text_config=text,
+            text_config=self._decoder_config(tokenizer),
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-            image_seq_length=size * size,
+            image_seq_length=side * side,
             vision_feature_layer=self.vision_feature_layer,
             pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
             tie_word_embeddings=self.tie_embeddings,

@@ -1,0 +1,95 @@
+"""Hydra's launcher for one machine: several jobs of a multirun at once, each with its own devices.
+
+Hydra looks for launchers in the namespace package `hydra_plugins` only; hence this file's place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nsft_exp.config import without_hydra
+from nsft_exp.device import assign_slots, device_groups, num_cores, visible_devices
+from nsft_exp.launch import num_gpus
+
+
+class LocalLauncher(Launcher):
+    """Runs `slots` cells at once, each a child that sees `devices_per_cell` GPUs.
+
+    The jobs are cells of ours: a child runs `nsft_exp.cell.run_cell` on the job's config.
+    """
+
+    def __init__(self, slots: int | None = None, devices_per_cell: int = 1) -> None:
+        super().__init__()
+        self.slots, self.devices_per_cell = slots, devices_per_cell
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what jobs are composed from."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Start the jobs in order and return what they returned, in order.
+
+        Raises UserError for slots or devices that cannot be. At an interrupt or SIGTERM every child is
+        ended before KeyboardInterrupt goes on.
+        """
+        from nsft_exp.cell_pool import CellPool
+        from nsft_exp.cell_process import CellProcess
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        pool = CellPool(self.devices(), len(job_overrides))
+        jobs: list[DictConfig] = []
+
+        def cells() -> Iterator[CellProcess]:
+            for number, overrides in enumerate(job_overrides, initial_job_idx):
+                jobs.append(self.compose(list(overrides), number))
+                yield CellProcess(jobs[-1], output_folder(jobs[-1]))
+
+        outcomes = pool.run(cells())
+        return [as_return(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    def devices(self) -> list[str | None]:
+        """The devices of each slot."""
+        names = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), num_gpus())
+        groups = device_groups(names, self.devices_per_cell)
+        return assign_slots(self.slots, groups, self.config.trainer.get("threads"), num_cores())
+
+    def compose(self, overrides: list[str], number: int) -> DictConfig:
+        """Return a job's config with its `hydra` node, as Hydra's basic launcher makes it."""
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(job):
+            job.hydra.job.id = job.hydra.job.num = number
+        return job
+
+
+def output_folder(job: DictConfig) -> str:
+    """The job's own folder; its name may ask for the job's HydraConfig (`${hydra:job.num}`)."""
+    hydra_config = HydraConfig.instance()
+    before = hydra_config.cfg
+    hydra_config.set_config(job)
+    try:
+        return os.path.abspath(os.path.join(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir)))
+    finally:
+        hydra_config.cfg = before
+
+
+def as_return(job: DictConfig, outcome: dict[str, Any]) -> JobReturn:
+    """Return what Hydra's sweepers expect of a job that ended, be its cell ok or failed."""
+    returned = JobReturn(
+        overrides=list(job.hydra.overrides.task),
+        cfg=without_hydra(job),
+        hydra_cfg=OmegaConf.masked_copy(job, "hydra"),
+        working_dir=os.getcwd(),
+        task_name=str(job.hydra.job.name),
+        status=JobStatus.COMPLETED,
+    )
+    returned.return_value = outcome
+    return returned

@@ -1,0 +1,78 @@
+"""Samples, and what the respond and critique stages made of them: read back by id, matched by content.
+
+A record counts only where it was made from what the sample is now: each carries a hash of its input, so an
+edited answer or a replaced image is answered and criticised anew.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nsft_exp.records import Correction, Example, Item, Preference, Sample, from_json, to_json
+from nsft_exp.store import StageFolder, Store, digest
+
+
+def sample_digest(sample: Sample, store: Store) -> str:
+    """Return a hash of all that a sample is: its text, history and the content of its image."""
+    image = store.fingerprint(sample.image) if sample.image and Path(sample.image).exists() else sample.image
+    given = [] if sample.rejected is None else [sample.rejected]
+    return digest([sample.id, image, sample.question, sample.answer, to_json(sample.history), *given])
+
+
+def correction_input(sample: Sample, preference: Preference, store: Store) -> str:
+    """Return a hash of all that a correction is made from."""
+    return digest([sample_digest(sample, store), to_json(preference)])
+
+
+def example_digest(example: Example, store: Store) -> str:
+    """Return a hash of a training example: its text, roles and the content of its images."""
+    rows = to_json(example)
+    for conversation in rows["conversations"]:
+        image = conversation["image"]
+        if image and Path(image).exists():
+            conversation["image"] = store.fingerprint(image)
+    return digest(rows)
+
+
+def read_preferences(
+    folder: StageFolder | None, samples: Iterable[Sample], store: Store
+) -> dict[str, Preference]:
+    """Return the respond stage's records of these samples, by id."""
+    return _read(folder, Preference, {s.id: sample_digest(s, store) for s in samples}) if folder else {}
+
+
+def _read(folder: StageFolder | None, kind: Any, inputs: dict[str, str]) -> dict[str, Any]:
+    if folder is None:
+        return {}
+    rows = {row["id"]: row for row in folder.records() if inputs.get(row["id"]) == row["input"]}
+    return {key: from_json(kind, {k: v for k, v in row.items() if k != "input"}) for key, row in rows.items()}
+
+
+def read_items(
+    samples: Iterable[Sample], responses: StageFolder | None, critiques: StageFolder | None, store: Store
+) -> list[Item]:
+    """Return each sample with its preference and correction from these folders, in the samples' order."""
+    samples = list(samples)
+    preferences = read_preferences(responses, samples, store)
+    inputs = {s.id: correction_input(s, preferences[s.id], store) for s in samples if s.id in preferences}
+    corrections = _read(critiques, Correction, inputs)
+    return [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
+
+
+def item_counts(items: list[Item]) -> dict[str, Any]:
+    """What went into training: samples, pairs that differ, equal pairs, corrections by status."""
+    pairs = Counter(i.preference.status for i in items if i.preference)
+    corrections = Counter(i.correction.status for i in items if i.correction)
+    counts: dict[str, Any] = {"samples": len(items)}
+    if pairs:
+        counts |= {
+            "pairs": pairs["ok"],
+            "equal": pairs["equal"],
+            "pairs_by_status": dict(sorted(pairs.items())),
+        }
+    if corrections:
+        counts["corrections"] = dict(sorted(corrections.items()))
+    return counts

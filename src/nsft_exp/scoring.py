@@ -1,0 +1,62 @@
+"""Answers to a benchmark's questions become per-item records and the metrics of a manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from nsft_exp.records import ItemScore, Reply, Request, to_json
+from nsft_exp.store import StageFolder
+
+
+def score_answers(
+    benchmark: Any, requests: list[Request], answers: dict[str, Reply], folder: StageFolder
+) -> dict[str, Any]:
+    """Score answers by the benchmark's rule; write `records.jsonl` (in request order) and return the summary.
+
+    A request without an answer, or whose answer has no score, is counted and left out of the metrics.
+    """
+    scores = {r.id: benchmark.score(r, answers[r.id]) for r in requests if r.id in answers}
+    scored = [score for score in scores.values() if score]
+    if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
+        scored = benchmark.combine(scored)
+        scores |= {score.id: score for score in scored}
+    (folder.path / "records.jsonl").unlink(missing_ok=True)
+    with folder.appending() as append:
+        for request in requests:
+            append(_item_row(request, answers.get(request.id), scores.get(request.id)))
+    totals: Counter[str] = Counter()
+    for score in scored:
+        totals.update(score.counts)
+    counts = {
+        "scored": len(scored),
+        "unscored": len(scores) - len(scored),
+        "unanswered": len(requests) - len(scores),
+        "unparseable": sum(score.unparseable for score in scored),
+        "cut": sum(reply.finish == "length" for reply in answers.values()),
+    }
+    from nsft_exp.statistics import rank_metrics  # NumPy: not for what only plans
+
+    metrics = {**benchmark.metrics(totals), **rank_metrics(scored)}
+    return {
+        "benchmark": benchmark.name,
+        "protocol": benchmark.protocol,
+        "n": len(requests),
+        "counts": counts,
+        "complete": counts["scored"] == len(requests),
+        "metrics": {
+            name: None if value is None or value != value else float(value) for name, value in metrics.items()
+        },
+        "summed": {name: float(value) for name, value in sorted(totals.items())},
+    }
+
+
+def _item_row(request: Request, reply: Reply | None, score: ItemScore | None) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "question": request.turns[-1].text,
+        "answer": reply.text if reply else None,
+        "finish": reply.finish if reply else None,
+        "score": to_json(score) if score else None,
+        "reason": "" if score else ("no answer" if reply is None else "cannot be scored"),
+    }

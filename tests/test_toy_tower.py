@@ -1,0 +1,119 @@
+"""The toy base's vision tower: what it is asked, what its drawings tell, what a kill changes (nothing)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nsft_exp.records import UserError
+from nsft_exp.toy import tower
+from nsft_exp.toy.world import LEXICON, Scene, Sign, Thing
+from nsft_exp.vlm.scratch import ScratchLlava
+
+WORDS = yaml.safe_load(LEXICON.read_text("utf-8"))
+SIZES: dict[str, Any] = {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_mlp": 32}
+RECIPE = tower.TowerRecipe(steps=6, batch_size=2)
+
+
+def train(folder: Path) -> Path:
+    tower.train_tower(folder, ScratchLlava(**SIZES).tower_config(), RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("tower") / "tower")
+
+
+def test_the_labels_are_those_of_the_scene() -> None:
+    categories = list(WORDS["categories"])
+    thing = Thing(categories[2], WORDS["colors"][1], "large", cell=4, view="pale")
+    scene = Scene(WORDS["scenes"][0], (thing,), Sign(WORDS["glyphs"][3], 1, False), 0)
+    blank = [0, tower.NOTHING, tower.NOTHING, tower.NOTHING]
+    expected = [blank] * 6
+    expected[1] = [1, tower.NOTHING, tower.NOTHING, 3]  # a sign, which has no color and no view here
+    expected[4] = [2 + 2, 1, 2, tower.NOTHING]  # after `nothing` and `sign`; clear, small, pale: number 2
+    assert tower.cell_labels(scene) == expected
+
+
+def test_a_patch_is_asked_about_the_cell_under_its_centre() -> None:
+    upper = [0, 0, 0, 1, 1, 2, 2, 2]  # centres 4, 12, ... 60 of 64 pixels; columns end at 21.3 and 42.7
+    lower = [3 + cell for cell in upper]
+    assert tower.patch_cells(8).tolist() == upper * 4 + lower * 4  # the rows meet at pixel 32
+
+
+def test_every_object_is_as_likely_as_any_other_whatever_the_place() -> None:
+    rng = Random(0)
+    scenes = [tower.random_scene(rng) for _ in range(4000)]
+    seen = Counter((scene.kind, thing.category) for scene in scenes for thing in scene.things)
+    pairs = [(kind, category) for kind in WORDS["scenes"] for category in WORDS["categories"]]
+    expected = sum(seen.values()) / len(pairs)
+    chi_square = sum((seen[pair] - expected) ** 2 / expected for pair in pairs)
+    freedom = len(pairs) - 1
+    assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5
+    kinds = Counter(scene.kind for scene in scenes)
+    assert all(abs(n - 4000 / 8) < 4 * (4000 * 1 / 8 * 7 / 8) ** 0.5 for n in kinds.values())
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, 0), (5, 4)])
+def test_a_killed_training_ends_as_one_that_was_not(
+    step: int, saved: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawings, asked = tower.Drawings.__getitem__, []
+
+    def counted(self: tower.Drawings, number: int) -> object:
+        asked.append(number)
+        if len(asked) == step + 1:
+            raise KeyboardInterrupt
+        return drawings(self, number)
+
+    checkpoints = tower.Checkpoints
+    with monkeypatch.context() as patch:
+        patch.setattr(tower, "Checkpoints", lambda path, every, last: checkpoints(path, 2, last))
+        patch.setattr(tower.Drawings, "__getitem__", counted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(tmp_path / "tower")
+        assert not (tmp_path / "tower").exists()
+        assert (tmp_path / "tower.ckpt").exists() == (saved > 0)
+        train(tmp_path / "tower")
+    assert len(asked) < step + 1 + RECIPE.steps or step < 2, "it went on where it was"
+    names = ("model.safetensors", "config.json")
+    assert [(tmp_path / "tower" / n).read_bytes() for n in names] == [
+        (trained / n).read_bytes() for n in names
+    ]
+
+
+def tower_weights(place: str | None) -> dict[str, Tensor]:
+    model = ScratchLlava(**SIZES, tower=place, device="cpu").load().model
+    return model.model.vision_tower.state_dict()
+
+
+def test_a_model_made_with_a_tower_has_its_weights(trained: Path) -> None:
+    made = (
+        ScratchLlava(**SIZES, tower=str(trained), device="cpu").load().model.model.vision_tower.state_dict()
+    )
+    theirs = load_file(trained / "model.safetensors")
+    random = ScratchLlava(**SIZES, device="cpu").load().model.model.vision_tower.state_dict()
+    names = {name: name.removeprefix("vision_model.") for name in theirs}
+    assert {n.removeprefix("vision_model.") for n in made if "position_ids" not in n} == set(names.values())
+    ours = {n.removeprefix("vision_model."): value for n, value in made.items()}
+    drawn = {n.removeprefix("vision_model."): value for n, value in random.items()}
+    assert all(ours[names[n]].equal(value) for n, value in theirs.items())
+    assert not all(drawn[names[n]].equal(value) for n, value in theirs.items())
+
+
+def test_a_tower_of_another_size_is_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"intermediate_size is 32, the model's is 64"):
+        ScratchLlava(**(SIZES | {"vision_mlp": 64}), tower=str(trained), device="cpu").load()
+
+
+def test_a_tower_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no vision tower; train it first"):
+        ScratchLlava(**SIZES, tower=str(tmp_path), device="cpu").load()
