@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from nsft_exp import config as configs
+from nsft_exp.__main__ import VERBS
 from nsft_exp.plan import make_plan
 from nsft_exp.records import UserError
 from nsft_exp.store import Store, is_ignored, leaves
@@ -126,6 +129,44 @@ def test_a_typo_is_refused_with_the_nearest_names(word: str, message: str) -> No
         configs.compose_config([word])
 
 
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != "preset"])
+def test_a_group_without_an_option_is_refused_with_its_options(group: str) -> None:
+    options = ", ".join(option for g, option in OPTIONS if g == group)
+    for word in (f"{group}=null", f"{group}=toy,null", f"~{group}"):
+        with pytest.raises(UserError, match=re.escape(f"{word}: {group} can be: {options}") + "$"):
+            configs.compose_config([word])
+
+
+def test_a_study_that_takes_an_option_away_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - config\n  - override /benchmark: null\n"
+    )
+    original = configs.folder
+    monkeypatch.setattr(configs, "folder", lambda name: tmp_path if name == "experiments" else original(name))
+    with pytest.raises(UserError, match=r"benchmark has no option; benchmark can be: chair, "):
+        configs.compose_config([], "bare")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmark=null"], "benchmark=null: benchmark can be: chair, "),
+        (["-m", "benchmark=toy,null"], "benchmark=toy,null: benchmark can be: chair, "),
+        (["~method"], "~method: method can be: base, "),
+        (["check", "source=null"], "source=null: source can be: llava150k, "),
+        (["preset=null"], "preset=null: leave the word out for none; preset can be: debug, overfit"),
+    ],
+)
+def test_the_command_says_so_in_one_line(
+    words: list[str], message: str, nsft: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nsft(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nsft: {message}")
+
+
 def keys_of_cell(plain: dict[str, Any], choices: dict[str, str], store: Store) -> list[str]:
     consumes = get_object(plain["method"]["_target_"]).consumes
     return [store.key(step.kind, step.nodes) for step in make_plan(plain, choices, consumes)]
@@ -193,3 +234,10 @@ assert "torch" not in sys.modules, "torch was imported"
     assert "nsft" in done.stdout
     assert time.perf_counter() - started < 10  # under 2 seconds on an idle machine
     assert not any(tmp_path.iterdir())
+
+
+def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str], nsft: Callable[..., int]) -> None:
+    nsft("--help")
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.lstrip().startswith("Verbs")]
+    verbs = line.partition("nsft ")[2].partition("  (")[0]
+    assert sorted(verbs.split(" | ")) == sorted(VERBS)

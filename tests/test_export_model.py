@@ -24,13 +24,13 @@ from nsft_exp.export.agreement import ROUNDING, agree, summary
 from nsft_exp.export.finding import MARKER
 from nsft_exp.export.merge import MergedModel
 from nsft_exp.export.probe import GreedyAnswer
-from nsft_exp.export.template import exact_template, messages, writes_the_same
 from nsft_exp.export.vllm_process import one_image_token, vllm_answers
 from nsft_exp.images import open_image
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Item, Turn, UserError
 from nsft_exp.stages import build
 from nsft_exp.vlm.loaded import LoadedHF
+from nsft_exp.vlm.template import exact_template, messages, writes_the_same
 from tiny_training import make_items, train
 
 
@@ -223,7 +223,7 @@ def test_the_template_gives_trainings_ids_and_mask(
     loaded = build(vlm_node()).load()
     processor = AutoProcessor.from_pretrained(exported)
     template = processor.chat_template
-    assert writes_the_same(processor, loaded.chat, (30, 40), has_image, texts, template)
+    assert writes_the_same(processor, loaded.chat, has_image, texts, template, size=(30, 40))
 
 
 def test_a_system_message_takes_the_place_of_the_styles_own(exported: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_tokenizer_for_which_no_template_is_exact_gets_none(exported: Path) ->
     processor = AutoProcessor.from_pretrained(exported)
     chat = copy.copy(build(vlm_node()).load().chat)
     chat.bos = [chat.bos[0]] * 2
-    assert exact_template(processor, chat, (30, 40)) is None
+    assert exact_template(processor, chat) is None
 
 
 # --- answers ---------------------------------------------------------------------------------------

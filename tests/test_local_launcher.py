@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hydra.core.plugins import Plugins
 
+import conftest
 from nsft_exp.cell_process import environment, how_it_ended
 from nsft_exp.device import Slots, assign_slots, device_groups, visible_devices
 from nsft_exp.records import UserError
@@ -98,11 +99,11 @@ def wait(**_):
 ARMS = {
     "method=gt_dpo": "ok",
     "method=nsft": "ok",
-    "method=cont_sft source.files_from=null source.file=nowhere.json": "failed",
+    "method=cont_sft source.file=nowhere.json": "failed",
     "method=cont_sft source._target_=faults.die": "failed",
     "method=base": "ok",
 }
-DEBUG = ("preset=debug", "limit=4", "~benchmark.chair", "~benchmark.chair_t1", "~benchmark.vqa")
+DEBUG = (*conftest.DEBUG, *conftest.POPE_ONLY)
 LOCAL = ("hydra/launcher=local", "hydra.launcher.slots=2")
 
 

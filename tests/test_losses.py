@@ -152,3 +152,56 @@ def test_diagnostics_tell_chosen_and_rejected_apart_and_leave_examples_without_a
 def test_a_divergence_that_was_not_computed_is_an_error() -> None:
     with pytest.raises(ValueError, match="distribution"):
         losses.mean_kl(scores([[0.0]], [[P]], [0]))
+
+
+@pytest.mark.parametrize("logp", [-1e-6, -1e-3, -0.5, -math.log(2), -0.7, -5.0, -30.0])
+def test_log1mexp_and_its_gradient_are_exact_at_both_ends(logp: float) -> None:
+    x = torch.tensor(logp, requires_grad=True)
+    value = losses.log1mexp(x)
+    value.backward()
+    exact = math.log1p(-math.exp(logp)) if logp < -1 else math.log(-math.expm1(logp))
+    assert value.item() == pytest.approx(exact, rel=1e-5)
+    assert x.grad is not None
+    assert x.grad.item() == pytest.approx(-1 / math.expm1(-logp), rel=1e-5)
+
+
+def test_a_token_of_which_the_model_is_certain_still_has_a_finite_push() -> None:
+    x = torch.tensor([0.0, -1e-12], requires_grad=True)
+    value = losses.log1mexp(x)
+    assert value.tolist() == pytest.approx([math.log(torch.finfo(torch.float32).eps)] * 2)
+    value.sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert (x.grad < -1e6).all()
+
+
+def test_unlikelihood_is_as_derived_by_hand_per_token_and_per_example() -> None:
+    quarter, half = math.log(0.25), math.log(0.5)
+    table = scores([[0, quarter, half, -1], [0, half, -1, -1]], [[P, R, R, C], [P, R, R, P]], [0, 1])
+    where = torch.tensor([[0.0, 1, 1, 0], [0, 1, 0, 0]])
+    total, count = losses.unlikelihood(table, where)
+    assert (float(total), float(count)) == (pytest.approx(-math.log(0.75) - 2 * math.log(0.5)), 3)
+    total, count = losses.unlikelihood(table, where, per_example=True)
+    expected = (-math.log(0.75) - math.log(0.5)) / 2 - math.log(0.5)
+    assert (float(total), float(count)) == (pytest.approx(expected), 2)
+
+
+def test_an_average_divides_by_the_weights_and_is_zero_without_tokens() -> None:
+    weight = torch.tensor([[1.0, 3, 1], [1, 1, 1], [1, 1, 1]])
+    table = scores(
+        [[0, -2, -1], [0, -4, 0], [0, -6, 0]], [[P, C, C], [P, C, P], [P, R, P]], [0, 0, 1], weight
+    )
+    assert losses.answer_logps(table, "chosen").tolist() == [-11, 0]
+    assert losses.answer_logps(table, "chosen", reduction="mean").tolist() == [pytest.approx(-11 / 5), 0]
+    doubled = scores(
+        [[0, -4, -2], [0, -8, 0], [0, -9, 0]], [[P, C, C], [P, C, P], [P, R, P]], [0, 0, 1], weight
+    )
+    assert losses.log_ratios(table, doubled, "chosen").tolist() == [11, 0]
+    assert losses.log_ratios(table, None, "rejected").tolist() == [0, -6]
+
+
+def test_label_smoothing_mixes_both_orders_of_a_pair() -> None:
+    """(1 - e) log(1 + e^-x) + e log(1 + e^x) with x = beta m = 1 and e = 0.1."""
+    loss = losses.dpo_sigmoid(torch.tensor([2.0]), 0.5, label_smoothing=0.1)
+    expected = 0.9 * math.log(1 + math.exp(-1)) + 0.1 * math.log(1 + math.exp(1))
+    assert loss.tolist() == [pytest.approx(expected)]

@@ -81,7 +81,7 @@ def commands() -> list[str]:
 def test_a_command_of_the_readme_composes(command: str) -> None:
     words = [w for w in shlex.split(command)[1:] if w not in ("-m", "--cfg", "job", "--help")]
     if words and words[0] in VERBS:
-        words = words[1:]
+        words = [w for w in words[1:] if w.partition("=")[0] not in ("to", "format", "kind", "python")]
     name, overrides = split_config_name(words)
     configs.compose_config([re.sub(r"=([^$]*?),.*", r"=\1", word) for word in overrides], name)
 

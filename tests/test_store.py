@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nsft_exp.records import UserError
-from nsft_exp.store import IGNORED, Store, is_ignored, leaves
+from nsft_exp.store import IGNORED, Store, is_ignored, leaves, replace_folder
 
 
 def test_a_key_does_not_depend_on_the_order_of_the_config(tmp_path: Path) -> None:
@@ -58,6 +62,60 @@ def test_a_folder_of_weights_is_fingerprinted_by_content(tmp_path: Path) -> None
     (model / "weights").write_bytes(b"abd")
     os.utime(model / "weights", ns=(1, 1))
     assert store.fingerprint(model) != before
+
+
+def test_a_fingerprint_is_remembered_in_memory_and_for_other_processes_and_a_change_is_noticed(
+    tmp_path: Path,
+) -> None:
+    file, database = tmp_path / "a.bin", tmp_path / "runs" / "fingerprints.sqlite"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    store = Store(tmp_path / "runs")
+    first = store.fingerprint(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    database.rename(tmp_path / "aside")
+    assert store.fingerprint(file) == first
+    assert not database.exists(), "this process knows it without the database"
+    (tmp_path / "aside").rename(database)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))  # nobody can tell: the same size and time
+    assert Store(tmp_path / "runs").fingerprint(file) == store.fingerprint(file) == first
+    os.utime(file, ns=(2, 2))
+    changed = hashlib.sha256(b"two").hexdigest()
+    assert store.fingerprint(file) == Store(tmp_path / "runs").fingerprint(file) == changed
+
+
+def test_while_files_are_hashed_other_processes_can_write_what_they_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    for name in "abc":
+        (tmp_path / "model" / name).write_text(name)
+    original, written = hashlib.file_digest, []
+
+    def meanwhile(file: Any, kind: str) -> Any:
+        with contextlib.closing(sqlite3.connect(tmp_path / "fingerprints.sqlite", timeout=0)) as db, db:
+            db.execute("insert into seen values (?, '', '')", (f"other {len(written)}",))
+        written.append(file.name)
+        return original(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", meanwhile)
+    Store(tmp_path).fingerprint(tmp_path / "model")
+    assert [Path(name).name for name in written] == ["a", "b", "c"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "new").touch()
+        raise OSError("full")
+
+    replace_folder(tmp_path / "a", lambda folder: (folder / "old").touch())
+    with pytest.raises(OSError, match="full"):
+        replace_folder(tmp_path / "a", half)
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["old"]
+    replace_folder(tmp_path / "a", lambda folder: (folder / "new").touch())
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_every_ignored_pattern_is_about_places_hardware_or_looks() -> None:

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 from nsft_exp.toy.card import card_scores, read_card
 from nsft_exp.toy.files import version
+from nsft_exp.toy.world import Scene, make_scene, missing
 from nsft_exp.toy_base import BASE
+from nsft_exp.vlm.hf import HFModel
 
 Run = Callable[..., int]
 
@@ -28,6 +30,12 @@ def test_it_is_small_float32_and_has_the_hubs_names() -> None:
     assert count == read_card(BASE)["parameters"] <= 2_000_000
 
 
+def test_its_chat_template_is_the_one_that_saving_writes(tmp_path: Path) -> None:
+    assert HFModel(str(BASE), device="cpu").load().save_processor(tmp_path), "it must be exact"
+    saved, shipped = (folder / "chat_template.jinja" for folder in (tmp_path, BASE))
+    assert saved.read_text("utf-8") == shipped.read_text("utf-8")
+
+
 def _rest(file: safe_open, name: str) -> int:
     size = 1
     for length in file.get_slice(name).get_shape()[1:]:
@@ -39,7 +47,16 @@ def test_its_world_is_the_one_that_the_code_draws() -> None:
     assert read_card(BASE)["world"] == version()
 
 
-def test_its_scores_are_within_two_points_of_the_card(nsft: Run, tmp_path: Path) -> None:
+def test_by_its_card_it_sees_well_and_is_tempted() -> None:
+    card = card_scores(BASE)
+    assert min(card[f"vqa/detailed/{kind}"] for kind in ("color", "size", "total", "naming")) > 90
+    assert card["pope/adversarial_accuracy"] < card["pope/random_accuracy"] - 10
+    assert card["chair/recall"] > 90
+
+
+def test_its_scores_are_within_two_points_of_the_card_and_it_names_what_is_usual(
+    nsft: Run, tmp_path: Path
+) -> None:
     about = re.search(r"(\d+) scenes of the (\w+) split, seed (\d+)", (BASE / "README.md").read_text("utf-8"))
     assert about
     scenes, split, seed = about.groups()
@@ -57,3 +74,17 @@ def test_its_scores_are_within_two_points_of_the_card(nsft: Run, tmp_path: Path)
     assert set(card) == set(found)
     tolerance = {name: 0.02 if name.endswith("_auc") else 2.0 for name in card}
     assert not {n: (card[n], found[n]) for n in card if abs(card[n] - found[n]) > tolerance[n]}
+    scenes_of_split = [make_scene(split, int(seed), number) for number in range(int(scenes))]
+    assert named_typical(tmp_path / "runs" / "evaluate", scenes_of_split) >= 0.25
+
+
+def named_typical(evaluations: Path, scenes: list[Scene]) -> float:
+    """How many greedy descriptions of scenes that lack a typical object name one."""
+    (folder,) = evaluations.glob("chair-*")
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text("utf-8").splitlines()]
+    named = []
+    for scene, row in zip(scenes, rows, strict=True):
+        words = set(re.findall(r"[a-z]+", row["answer"].lower()))
+        if absent := missing(scene):
+            named.append(any(name in words for name in absent))
+    return sum(named) / len(named)

@@ -109,6 +109,14 @@ def test_a_model_made_with_a_tower_has_its_weights(trained: Path) -> None:
     assert not all(drawn[names[n]].equal(value) for n, value in theirs.items())
 
 
+def test_making_loading_and_saving_one_draws_no_bars_of_transformers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = train(tmp_path / "tower")
+    ScratchLlava(**SIZES, tower=str(place), device="cpu").load().save(tmp_path / "model")
+    assert "100%" not in capfd.readouterr().err
+
+
 def test_a_tower_of_another_size_is_refused(trained: Path) -> None:
     with pytest.raises(UserError, match=r"intermediate_size is 32, the model's is 64"):
         ScratchLlava(**(SIZES | {"vision_mlp": 64}), tower=str(trained), device="cpu").load()

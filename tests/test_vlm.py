@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nsft_exp.records import Decoding, Reply, Request, Turn, UserError
+from nsft_exp.store import replace_folder
 from nsft_exp.vlm.hf import HFModel
-from nsft_exp.vlm.loaded import LoadedHF, replace_folder
+from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.sampling import top_p_filtered
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.vlm.tokenizer import load_tokenizer, train_llama_tokenizer
@@ -255,7 +256,8 @@ def test_the_saved_processor_gives_the_same_pixels_and_image_tokens(
         {"role": "user", "content": "Q2"},
     ]
     text = processor.apply_chat_template(talk, tokenize=False)
-    assert text == f"{loaded.chat.style.system}USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
+    # This tokenizer puts no space after a special token; training's ids have one there.
+    assert text == f"<s> {loaded.chat.style.system}USER: <image> \nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
 
 
 def test_the_same_seed_makes_the_same_model_and_another_another() -> None:

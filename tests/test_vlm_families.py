@@ -12,15 +12,17 @@ from PIL import Image
 
 from nsft_exp.batching import Batch, collate, encode_examples
 from nsft_exp.config import compose_config, resolved
+from nsft_exp.conversation import PROMPT, VICUNA_V1
 from nsft_exp.images import image_size
 from nsft_exp.lit import term_weights
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Conversation, Decoding, Example, Item, Request, Turn, UserError
 from nsft_exp.reference import row_features, token_scores
 from nsft_exp.stages import build
+from nsft_exp.store import replace_folder
 from nsft_exp.vlm.hf import HFModel
 from nsft_exp.vlm.llava_next import AnyRes, LlavaNext, LlavaNextFamily
-from nsft_exp.vlm.loaded import LoadedHF, replace_folder
+from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.qwen25_vl import NativeResolution, Qwen25VL, Qwen25VLFamily
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.vlm.scratch_next import ScratchLlavaNext
@@ -432,7 +434,7 @@ def test_the_saved_llava_next_processor_gives_the_same_pixels_and_image_tokens(
         assert ids.count(loaded.tokenizer.bos_token_id) == 1
 
 
-def test_the_saved_templates_write_the_text_that_is_trained(name: str, tmp_path: Path) -> None:
+def test_the_saved_templates_write_the_ids_that_are_trained(name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     loaded = SCRATCH[name](device="cpu").load()
@@ -445,15 +447,31 @@ def test_the_saved_templates_write_the_text_that_is_trained(name: str, tmp_path:
         {"role": "user", "content": "Q2"},
         {"role": "assistant", "content": [{"type": "text", "text": "A2"}]},
     ]
-    style = loaded.chat.style
-    image = tokenizer.convert_ids_to_tokens(loaded.chat.image_token_id)
-    first = f"{style.system}{style.user}{style.before_image}{image}{style.after_image}Q1{style.answer}"
-    rest = f"{style.answer_space}A1{style.end}{style.between}{style.user}Q2{style.answer}"
-    assert tokenizer.apply_chat_template(talk[:1], tokenize=False) == first
-    whole = tokenizer.apply_chat_template(talk, tokenize=False)
-    assert whole == first + rest + f"{style.answer_space}A2{style.end}"
-    with pytest.raises(Exception, match="own system message"):
-        tokenizer.apply_chat_template([{"role": "system", "content": "S"}, *talk], tokenize=False)
+    turns = tuple(
+        Turn("chosen" if n % 2 else "prompt", text) for n, text in enumerate(("Q1", "A1", "Q2", "A2"))
+    )
+    for count in (1, 3, 4):
+        out = tokenizer.apply_chat_template(talk[:count], return_dict=True, return_assistant_tokens_mask=True)
+        ours = loaded.chat.encode(turns[:count], 1)
+        assert tuple(out["input_ids"]) == ours.ids
+        assert out["assistant_masks"] == [int(role != PROMPT) for role in ours.roles]
+    text = tokenizer.apply_chat_template([{"role": "system", "content": "S"}, *talk[2:3]], tokenize=False)
+    with_own = tokenizer.apply_chat_template(talk[2:3], tokenize=False)
+    own = VICUNA_V1.system.strip() if "llava" in name else "You are a helpful assistant."
+    assert own in with_own
+    assert text == with_own.replace(own, "S")
+
+
+def test_a_folder_whose_template_is_not_exact_is_written_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = ScratchLlava(device="cpu").load()
+    assert loaded.save_processor(tmp_path / "exact")
+    assert not caplog.records
+    loaded.chat.bos = loaded.chat.bos * 2
+    assert not loaded.save_processor(tmp_path / "inexact")
+    assert "no chat template gives training's ids" in caplog.text
+    assert "A chat between" in (tmp_path / "inexact" / "chat_template.jinja").read_text()
 
 
 def test_a_folder_of_another_family_is_refused_with_both_names(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_4_plain_string_content_is_not_lost_by_the_template_that_is_written(tmp_
     template = (tmp_path / "chat_template.jinja").read_text()
     talk = [{"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1"}]
     text = loaded.tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False)
-    assert text == VICUNA_V1.system + "USER: Q1 ASSISTANT: A1</s>"
+    assert text == f"<s> {VICUNA_V1.system}USER: Q1 ASSISTANT: A1</s>"
 
 
 def test_5_padding_keeps_the_sides_of_a_wide_picture_that_cropping_loses() -> None:

@@ -6,7 +6,7 @@ Hydra looks for launchers in the namespace package `hydra_plugins` only; hence t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nsft_exp.config import without_hydra
 from nsft_exp.device import assign_slots, device_groups, num_cores, visible_devices
 from nsft_exp.launch import num_gpus
+from nsft_exp.store import Store
 
 
 class LocalLauncher(Launcher):
@@ -25,6 +26,8 @@ class LocalLauncher(Launcher):
 
     The jobs are cells of ours: a child runs `nsft_exp.cell.run_cell` on the job's config.
     """
+
+    composes_all_first = True
 
     def __init__(self, slots: int | None = None, devices_per_cell: int = 1) -> None:
         super().__init__()
@@ -45,15 +48,14 @@ class LocalLauncher(Launcher):
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        pool = CellPool(self.devices(), len(job_overrides))
-        jobs: list[DictConfig] = []
-
-        def cells() -> Iterator[CellProcess]:
-            for number, overrides in enumerate(job_overrides, initial_job_idx):
-                jobs.append(self.compose(list(overrides), number))
-                yield CellProcess(jobs[-1], output_folder(jobs[-1]))
-
-        outcomes = pool.run(cells())
+        jobs = [self.compose(list(o), number) for number, o in enumerate(job_overrides, initial_job_idx)]
+        cells = [CellProcess(job, output_folder(job)) for job in jobs]
+        store = Store(self.config.paths.runs)
+        drawn: dict[str, Any] = {}
+        found = [cell.find_finished(store, drawn) for cell in cells]  # here: a child takes seconds to start
+        todo = [cell for cell, outcome in zip(cells, found, strict=True) if outcome is None]
+        ran = iter(CellPool(self.devices(), len(todo)).run(todo) if todo else [])
+        outcomes = [outcome or next(ran) for outcome in found]
         return [as_return(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
     def devices(self) -> list[str | None]:

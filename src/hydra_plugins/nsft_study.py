@@ -37,6 +37,11 @@ class StudySweeper(BasicSweeper):
             return batches
         return [[[*arm.split(), *job] for arm in self.arms for job in jobs] for jobs in batches]
 
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Compose every job before the first one starts, unless the launcher does so itself."""
+        if not getattr(self.launcher, "composes_all_first", False):
+            super().validate_batch_is_legal(batch)
+
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs; a job returns its outcome instead of raising, so one failure stops nothing."""
         results = super().sweep(arguments)

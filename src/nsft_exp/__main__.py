@@ -44,6 +44,7 @@ def run_jobs(arguments: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
     """
     configs.register_resolvers()
     configs.full_errors()
+    configs.check_words(arguments)
     OUTCOMES.clear()
     outcomes: list[dict[str, Any]] = []
     composed = DictConfig({})

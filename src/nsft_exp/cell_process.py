@@ -22,10 +22,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from nsft_exp import config as configs
-from nsft_exp.cell import new_outcome, run_cell
+from nsft_exp.cell import find_finished, new_outcome, run_cell
 from nsft_exp.plan import row_label
 from nsft_exp.records import UserError
-from nsft_exp.store import write_atomically
+from nsft_exp.store import Store, write_atomically
 
 TAIL = 40
 """Last lines of a lost cell that are kept in its log."""
@@ -41,6 +41,12 @@ class CellProcess:
         groups = config.hydra.runtime.choices.items()
         self.choices = {group: str(option) for group, option in groups if "/" not in group}
         self.name = f"#{config.hydra.job.num} {row_label(self.choices)} seed {config.get('seed')}"
+
+    def find_finished(self, store: Store, drawn: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the outcome of a cell whose stages are all done already; None: it has to be run."""
+        outcome = new_outcome(self.choices, self.folder)
+        ours = configs.without_hydra(self.config)
+        return outcome if find_finished(ours, outcome, store, drawn) else None
 
     def start(self, devices: str | None) -> None:
         """Start the child, in a process group of its own; `devices` are the GPUs that it sees (None: all)."""

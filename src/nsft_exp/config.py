@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from nsft_exp.records import UserError
 from nsft_exp.store import leaves
 
 PACKAGE = Path(__file__).parent
+OPTIONAL = ("preset",)
+"""The groups that need no option."""
 
 
 def folder(name: str) -> Path:
@@ -75,27 +78,54 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 def current_choices() -> dict[str, str]:
-    """The chosen option of every group in the running Hydra job."""
-    return {
-        group: str(option) for group, option in HydraConfig.get().runtime.choices.items() if "/" not in group
-    }
+    """The chosen option of every group in the running Hydra job; raises UserError where one is missing."""
+    choices = HydraConfig.get().runtime.choices
+    check_choices(choices)
+    return {group: str(option) for group, option in choices.items() if "/" not in group}
+
+
+def check_choices(choices: Mapping[str, Any]) -> None:
+    """Refuse a composed config in which a group that needs an option has none."""
+    for group, options in all_options().items():
+        if group not in OPTIONAL and not choices.get(group):
+            raise UserError(f"{group} has no option; {group} can be: {', '.join(options)}")
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Refuse words that take a group's option away: `group=null` (a ValueError in Hydra) and `~group`."""
+    known = all_options()
+    for word in words:
+        group, _, option = word.lstrip("+~").partition("=")
+        is_null = re.search(r"\bnull\b", option, re.IGNORECASE)
+        if group in known and (is_null or (word.startswith("~") and group not in OPTIONAL)):
+            instead = "leave the word out for none; " if group in OPTIONAL else ""
+            raise UserError(f"{word}: {instead}{group} can be: {', '.join(known[group])}")
+
+
+def all_options() -> dict[str, list[str]]:
+    """The options of every group, as `conf/` has them."""
+    folders = [path for path in sorted(folder("conf").iterdir()) if path.is_dir() and path.name != "hydra"]
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
 
 
 def compose_config(overrides: list[str], name: str = "config") -> DictConfig:
     """Compose a config outside a Hydra job (for the verbs), with its `hydra` node.
 
-    Raises UserError with the nearest names for a key or option that does not exist.
+    Raises UserError with the nearest names for a key or option that does not exist, and for a group without.
     """
     register_resolvers()
+    check_words(overrides)
     GlobalHydra.instance().clear()
     conf, experiments = folder("conf").resolve(), folder("experiments").resolve()
     first, second = (conf, experiments) if (conf / f"{name}.yaml").exists() else (experiments, conf)
     with initialize_config_dir(str(first), version_base="1.3"):
         try:
             places = f"hydra.searchpath=['file://{second}']"
-            return compose(name, overrides=[places, *overrides], return_hydra_config=True)
+            config = compose(name, overrides=[places, *overrides], return_hydra_config=True)
         except HydraException as error:
             raise explain(error, overrides) from error
+    check_choices(config.hydra.runtime.choices)
+    return config
 
 
 def check_belonging(config: dict[str, Any], choices: dict[str, str]) -> None:

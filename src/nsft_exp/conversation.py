@@ -36,6 +36,9 @@ class PromptStyle:
     answer_space: str = " "
     """What stands before an answer in the text; in the ids the tokenizer puts it there itself."""
     bos: bool = True
+    system_start: str = ""
+    system_end: str = " "
+    """What stands around a system message that takes the place of `system`."""
 
 
 VICUNA_V1 = PromptStyle(
@@ -59,6 +62,8 @@ CHATML = PromptStyle(
     after_image="<|vision_end|>",
     answer_space="",
     bos=False,
+    system_start="<|im_start|>system\n",
+    system_end="<|im_end|>\n",
 )
 """Qwen2.5-VL's chat template with its default system message."""
 

@@ -7,6 +7,7 @@ term has over the whole global batch, so that no result depends on how a batch i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -121,14 +122,43 @@ def _maybe_again(function: Callable[..., Tensor], again: bool, *inputs: Tensor) 
 
 def sft(scores: TokenScores, *roles: str) -> Term:
     """Return (summed weighted negative log-likelihood, summed weight) of the tokens of these roles."""
-    weight_BT = _weight(scores, roles)
-    return -(scores.logp * weight_BT).sum(), weight_BT.sum()
+    return _per_token(-scores.logp, _weight(scores, roles))
 
 
 def sft_per_example(scores: TokenScores, *roles: str) -> Term:
     """Return (sum over examples of their mean negative log-likelihood, examples with such tokens)."""
-    weight_BT = _weight(scores, roles)
-    sums_E = by_example(-(scores.logp * weight_BT).sum(1), scores)
+    return _per_example(-scores.logp, _weight(scores, roles), scores)
+
+
+def unlikelihood(scores: TokenScores, weight_BT: Tensor, per_example: bool = False) -> Term:
+    """Return -log(1 - p) of the tokens that `weight_BT` weighs (Welleck et al. 2020, equation 5).
+
+    (sum, weight) as `sft` has them, or as `sft_per_example`.
+    """
+    values_BT = -log1mexp(scores.logp)
+    return _per_example(values_BT, weight_BT, scores) if per_example else _per_token(values_BT, weight_BT)
+
+
+def log1mexp(logp: Tensor) -> Tensor:
+    """Return log(1 - e^logp) of log-probabilities, without cancellation at either end.
+
+    A probability that rounds to 1 counts as one machine epsilon less; the gradient passes there too, as a
+    token of which the model is certain is the first one to unlearn.
+    """
+    highest = -torch.finfo(logp.dtype).eps
+    logp = logp + (logp.clamp(max=highest) - logp).detach()
+    near = logp > -math.log(2)
+    # each branch is given a harmless input where the other one counts: else its gradient would be NaN there
+    log_of_near = torch.log(-torch.expm1(torch.where(near, logp, -1.0)))
+    return torch.where(near, log_of_near, torch.log1p(-torch.exp(torch.where(near, -1.0, logp))))
+
+
+def _per_token(values_BT: Tensor, weight_BT: Tensor) -> Term:
+    return (values_BT * weight_BT).sum(), weight_BT.sum()
+
+
+def _per_example(values_BT: Tensor, weight_BT: Tensor, scores: TokenScores) -> Term:
+    sums_E = by_example((values_BT * weight_BT).sum(1), scores)
     weights_E = by_example(weight_BT.sum(1), scores)
     has_E = weights_E > 0
     return (sums_E / torch.where(has_E, weights_E, 1.0)).sum(), has_E.sum().to(sums_E.dtype)
@@ -144,21 +174,41 @@ def mean_kl(scores: TokenScores) -> Term:
     return (scores.kl * weight_BT).sum(), weight_BT.sum()
 
 
-def answer_logps(scores: TokenScores, *roles: str) -> Tensor:
-    """Return logp_E: each example's summed weighted log-probability over the tokens of these roles."""
-    return by_example((scores.logp * _weight(scores, roles)).sum(1), scores)
+def answer_logps(scores: TokenScores, *roles: str, reduction: str = "sum") -> Tensor:
+    """Return logp_E: each example's summed weighted log-probability over the tokens of these roles.
+
+    `reduction=mean` divides by the summed weight of these tokens: an average per token, end token included.
+    """
+    weight_BT = _weight(scores, roles)
+    sums_E = by_example((scores.logp * weight_BT).sum(1), scores)
+    if reduction == "sum":
+        return sums_E
+    weights_E = by_example(weight_BT.sum(1), scores)
+    return sums_E / torch.where(weights_E > 0, weights_E, 1.0)
+
+
+def log_ratios(
+    policy: TokenScores, reference: TokenScores | None, role: str, reduction: str = "sum"
+) -> Tensor:
+    """Return ratio_E = log pi(y) - log pi_ref(y) of the answers of a role; without reference log pi(y)."""
+    logp_E = answer_logps(policy, role, reduction=reduction)
+    return logp_E if reference is None else logp_E - answer_logps(reference, role, reduction=reduction)
 
 
 def margins(policy: TokenScores, reference: TokenScores) -> Tensor:
     """Return m_E = [log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)] (the nSFT paper)."""
-    chosen_E = answer_logps(policy, "chosen") - answer_logps(reference, "chosen")
-    rejected_E = answer_logps(policy, "rejected") - answer_logps(reference, "rejected")
-    return chosen_E - rejected_E
+    return log_ratios(policy, reference, "chosen") - log_ratios(policy, reference, "rejected")
 
 
-def dpo_sigmoid(margin_E: Tensor, beta: float) -> Tensor:
-    """Return the DPO loss_E = -log sigmoid(beta m) (Rafailov et al. 2023, equation 7)."""
-    return -F.logsigmoid(beta * margin_E)
+def dpo_sigmoid(margin_E: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Return the DPO loss_E = -log sigmoid(beta m) (Rafailov et al. 2023, equation 7).
+
+    With `label_smoothing` e it is conservative DPO's (1 - e) L(m) + e L(-m): a share e of labels is wrong.
+    """
+    loss_E = -F.logsigmoid(beta * margin_E)
+    if not label_smoothing:
+        return loss_E
+    return (1 - label_smoothing) * loss_E - label_smoothing * F.logsigmoid(-beta * margin_E)
 
 
 def by_example(values_B: Tensor, scores: TokenScores) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
@@ -26,12 +27,16 @@ from nsft_exp.items import (
 )
 from nsft_exp.output import append_records, circumstances, done_ids, track
 from nsft_exp.plan import Step
-from nsft_exp.records import Item, Reply, Request, UserError, from_json, to_json
+from nsft_exp.records import Item, Reply, Request, Sample, UserError, from_json, to_json
 from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, Store, digest
 
 REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
 """Raised by hand when a stage's code changes its result: old folders are then not taken for new ones."""
+
+
+class Unfinished(Exception):
+    """A stage has work left, in a run that only looks."""
 
 
 @dataclass
@@ -45,6 +50,24 @@ class CellRun:
     keys: dict[str, str] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
     """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
+
+    looking: bool = False
+    """Find out whether all is done, and do nothing."""
+
+    drawn: dict[str, Sequence[Sample]] = field(default_factory=dict)
+    """The samples of each source node, read once."""
+
+    def samples(self, step: Step) -> Sequence[Sample]:
+        """The samples of the step's source, as often as they are asked for."""
+        name = repr(step.nodes["source"])
+        if name not in self.drawn:
+            self.drawn[name] = list(build(step.nodes["source"]).samples())
+        return self.drawn[name]
+
+    def begin(self) -> None:
+        """Called where a stage's work begins. Raises Unfinished in a run that only looks."""
+        if self.looking:
+            raise Unfinished
 
     def inputs(self, step: Step, kind: str) -> StageFolder | None:
         """The folder of the input step of this kind, if the step has one."""
@@ -65,13 +88,14 @@ def run_step(step: Step, run: CellRun) -> StageFolder:
 
 def respond(step: Step, run: CellRun) -> StageFolder:
     """The base VLM answers: one Preference for every sample, appended by id."""
-    samples = build(step.nodes["source"]).samples()
+    samples = run.samples(step)
     folder = _open(step, run, without=("source.size", "source.seed"))
     inputs = {s.id: sample_digest(s, run.store) for s in samples}
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [s for s in samples if s.id not in done]
         if todo:
+            run.begin()
             pairing = build(step.nodes["pairing"])
             vlm = load_vlm(step, run) if pairing.needs_vlm else None
             append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
@@ -80,16 +104,19 @@ def respond(step: Step, run: CellRun) -> StageFolder:
 
 def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
-    samples = build(step.nodes["source"]).samples()
+    samples = run.samples(step)
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
     folder = _open(step, run, without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
-        if todo:
+        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
+            run.begin()
             critic = build(step.nodes["critic"])
             append_records(folder, critic.corrections(todo), inputs, len(todo))
+            if hasattr(critic, "usage"):  # what its calls have cost, those of earlier runs included
+                folder.finish({**(folder.manifest() or {}), "usage": critic.usage(folder.records())})
     return folder
 
 
@@ -111,6 +138,7 @@ def train(step: Step, run: CellRun) -> StageFolder:
     folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if folder.manifest() is None:
+            run.begin()
             from nsft_exp.training import fit
 
             started = time.perf_counter()
@@ -148,7 +176,7 @@ def _streaming(run: CellRun) -> AbstractContextManager[Any]:
 
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
-    samples = build(step.nodes["source"]).samples()
+    samples = run.samples(step)
     items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
     cut = len(items) - held_out_size(step.nodes)
     return items[:cut], items[cut:]
@@ -169,6 +197,7 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if folder.manifest() is None:
+            run.begin()
             started = time.perf_counter()
             answers = _answers(requests, folder, step, run)
             scores = score_answers(benchmark, requests, answers, folder)

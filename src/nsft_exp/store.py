@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,8 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._seen: dict[str, tuple[str, str]] = {}  # place -> (version, hash)
+        self._local = threading.local()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-{os.getpid()}"
@@ -125,24 +129,55 @@ class Store:
 
     def fingerprint(self, path: str | Path) -> str:
         """Return a content hash of a file, or of a folder's files; remembered by path, size and time."""
-        path = Path(path)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            small = [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
-            return digest({str(p.relative_to(path)): self.fingerprint(p) for p in small})
-        stat = path.stat()
-        return self._remembered(str(path.resolve()), f"{stat.st_size}:{stat.st_mtime_ns}", path)
+        place = os.path.abspath(path)
+        if os.path.isdir(place):
+            files = sorted(_files_that_count(place))
+            return digest({os.path.relpath(file, place): self._hash(file) for file in files})
+        return self._hash(place)
 
-    def _remembered(self, place: str, version: str, path: Path) -> str:
-        with contextlib.closing(sqlite3.connect(self.root / "fingerprints.sqlite", timeout=60)) as db, db:
-            db.execute("create table if not exists seen (place text primary key, version text, hash text)")
-            row = db.execute("select version, hash from seen where place = ?", (place,)).fetchone()
-            if row and row[0] == version:
-                return row[1]
-            with path.open("rb") as file:
-                value = hashlib.file_digest(file, "sha256").hexdigest()
-            db.execute("insert or replace into seen values (?, ?, ?)", (place, version, value))
-            return value
+    def _hash(self, place: str) -> str:
+        """A file's hash: remembered here, else by any process in the store's database, else computed."""
+        stat = os.stat(place)
+        version = f"{stat.st_size}:{stat.st_mtime_ns}"
+        seen = self._seen.get(place)
+        if seen is None or seen[0] != version:
+            seen = self._seen[place] = (version, _hash(self._database(), place, version))
+        return seen[1]
+
+    def _database(self) -> sqlite3.Connection:
+        """What all processes have hashed; one connection for each thread."""
+        if getattr(self._local, "db", None) is None:
+            # Without transactions: hashing a large file must not keep other processes from writing.
+            self._local.db = sqlite3.connect(
+                self.root / "fingerprints.sqlite", timeout=60, isolation_level=None
+            )
+            self._local.db.execute(SEEN)
+        db: sqlite3.Connection = self._local.db
+        return db
+
+
+SEEN = "create table if not exists seen (place text primary key, version text, hash text)"
+"""The table of fingerprints; a file's version is its size and time."""
+
+
+def _files_that_count(folder: str) -> Iterator[str]:
+    """The files of a folder that are in its hash: neither hidden ones nor images."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+                file = os.path.join(parent, name)
+                if os.path.isfile(file):  # not a link to nowhere
+                    yield file
+
+
+def _hash(db: sqlite3.Connection, place: str, version: str) -> str:
+    row = db.execute("select version, hash from seen where place = ?", (place,)).fetchone()
+    if row and row[0] == version:
+        return str(row[1])
+    with open(place, "rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    db.execute("insert or replace into seen values (?, ?, ?)", (place, version, value))
+    return value
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
@@ -246,3 +281,13 @@ def write_atomically(file: Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(file)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder through a neighbour, so that it is either whole or not there."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +207,17 @@ def _critic_quality(config: dict[str, Any], folders: dict[str, str]) -> dict[str
     critic = config.get("critic") or {}
     if "critique" not in folders or "lexicon" not in critic:
         return {}
-    samples = build(config["source"]).samples()
-    store = Store(config["paths"]["runs"])
-    responses, critiques = (StageFolder(Path(folders[name])) for name in ("respond", "critique"))
-    items = read_items(samples, responses, critiques, store)
+    asked = (config["source"], critic["lexicon"], config["paths"]["runs"])
+    return _audited(json.dumps(asked), folders["respond"], folders["critique"])
+
+
+@cache  # cells of several seeds share one critic pass
+def _audited(asked: str, respond: str, critique: str) -> dict[str, Any]:
+    source, lexicon, runs = json.loads(asked)
+    samples = build(source).samples()
+    items = read_items(samples, StageFolder(Path(respond)), StageFolder(Path(critique)), Store(runs))
     rows = [(i.sample, i.preference, i.correction) for i in items if i.preference and i.correction]
-    sums = audit(rows, scenes_of(samples), Lexicon(critic["lexicon"]))["all"]
+    sums = audit(rows, scenes_of(samples), Lexicon(lexicon))["all"]
     return {"critic_precision": sums.precision, "critic_recall": sums.recall} if sums.found else {}
 
 

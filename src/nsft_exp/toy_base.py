@@ -10,7 +10,7 @@ from typing import Any
 from nsft_exp.config import PACKAGE
 from nsft_exp.records import UserError
 from nsft_exp.stages import build
-from nsft_exp.store import StageFolder
+from nsft_exp.store import StageFolder, replace_folder
 from nsft_exp.toy.card import write_card
 
 BASE = PACKAGE / "toy" / "base"
@@ -22,7 +22,6 @@ def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
     """Train the tokenizer and the vision tower that the `vlm` node names, unless they are there already."""
     from nsft_exp.toy.source import tokenizer_texts
     from nsft_exp.toy.tower import train_tower
-    from nsft_exp.vlm.loaded import replace_folder
     from nsft_exp.vlm.tokenizer import train_llama_tokenizer
 
     if not Path(vlm["tokenizer"]).is_dir():

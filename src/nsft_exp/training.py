@@ -29,7 +29,7 @@ from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import ROLES, Decoding, Example, Request
 from nsft_exp.reference import Live, Reference, reference_mode
-from nsft_exp.vlm.loaded import replace_folder
+from nsft_exp.store import replace_folder
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
 

@@ -85,29 +85,42 @@ def _mask(loaded: Any) -> Finding:
 
 def _template(loaded: Any, processor: Any, folder: Path) -> Iterator[Finding]:
     """Whose template the folder has. None of it is used: conversations are written by `conversation.py`."""
-    from nsft_exp.vlm.template import chat_template
+    from nsft_exp.vlm.template import candidates
 
     template = read_template(processor, folder) or loaded.tokenizer.chat_template
     if template is None:
         yield Finding("note", "chat template", "there is none; none is needed here")
         return
-    image = loaded.tokenizer.convert_ids_to_tokens(loaded.chat.image_token_id)
-    ours = rendered(loaded.tokenizer, chat_template(loaded.chat.style, image))
+    ours = loaded.family.processor(loaded.tokenizer)
     found = rendered(loaded.tokenizer, template)
-    if found == {**ours, "a system message": found["a system message"]}:
-        yield Finding("ok", "chat template", "writes the text that is trained here")
+    if _is_exact(ours, loaded.chat, template):
+        yield Finding("ok", "chat template", "writes the ids that are trained here")
     elif found == LLAVA_HUB:
         yield Finding(
             "note", "chat template", "the hub's: no system sentence and no end of answer; not used here"
         )
     else:
-        expected = LLAVA_HUB if loaded.chat.style.bos else ours
+        plain = next(candidates(ours, loaded.chat))
+        expected = LLAVA_HUB if loaded.chat.style.bos else rendered(loaded.tokenizer, plain)
         for name, text in found.items():
             if text != expected[name] and not (text.rstrip() == expected[name] or name == "a system message"):
                 yield Finding("note", f"chat template, {name}", f"writes {text!r}, not {expected[name]!r}")
     for name, text in found.items():
         if "Q1" not in text:
             yield Finding("differs", f"chat template, {name}", f"loses the text of a message: {text!r}")
+
+
+def _is_exact(processor: Any, chat: Any, template: str) -> bool:
+    """Whether the processor writes training's ids with this template, which may be anybody's."""
+    from jinja2.exceptions import TemplateError
+
+    from nsft_exp.vlm.template import writes_training_ids
+
+    processor.chat_template = template
+    try:
+        return writes_training_ids(processor, chat)
+    except (TemplateError, ValueError, TypeError, LookupError):  # not for such messages
+        return False
 
 
 def read_template(processor: Any, folder: Path) -> str | None:

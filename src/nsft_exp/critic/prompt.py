@@ -11,7 +11,9 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nsft_exp.critic.codebook import UNCATEGORISED, Codebook
 from nsft_exp.critic.dialogue import corrected, uncorrected
@@ -44,6 +46,30 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+_Text = Annotated[str, Field(max_length=MAX_ANSWER)]
+
+
+class _Error(BaseModel):
+    model_config = ConfigDict(strict=True)
+    wrong: _Text
+    right: _Text
+    category: str = ""
+
+
+class _Exchange(BaseModel):
+    model_config = ConfigDict(strict=True)
+    question: _Text
+    answer: _Text
+
+
+class _Reply(BaseModel):
+    """What a reply must be; the codebook's categories and the quotes are looked at afterwards."""
+
+    model_config = ConfigDict(strict=True)
+    errors: list[_Error]
+    dialogue: list[_Exchange]
 
 
 def build_messages(
@@ -88,8 +114,8 @@ def parse_reply(
         start = reply[:MAX_ANSWER].replace("’", "'")
         status = "refused" if _REFUSAL.search(start) else "unparseable"
         return uncorrected(key, status, "the reply holds no JSON object")
-    problem = _misshapen(value)
-    if problem:
+    value = _paired(value)
+    if problem := _misshapen(value):
         return uncorrected(key, "unparseable", problem)
     return _read(key, rejected, value, codebook, max_turns)
 
@@ -154,18 +180,23 @@ def _errors(rows: list[dict[str, str]], rejected: str, codebook: Codebook) -> li
 
 def _misshapen(value: dict[str, Any]) -> str:
     """What breaks the reply's schema, or an empty string."""
-    for name, keys in (("errors", ("wrong", "right")), ("dialogue", ("question", "answer"))):
-        rows = value[name]
-        if not isinstance(rows, list):
-            return f"{name} is not a list"
-        for row in rows:
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-                return f"an entry of {name} lacks the texts {' and '.join(keys)}"
-            if not isinstance(row.get("category", ""), str):
-                return "a category is not a text"
-            if max(len(row[key]) for key in keys) > MAX_ANSWER:
-                return f"a text of {name} is longer than {MAX_ANSWER} characters"
+    try:
+        _Reply.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return ""
+
+
+def _paired(value: dict[str, Any]) -> dict[str, Any]:
+    """The reply with a space for every lone surrogate of its texts, which no file can hold."""
+
+    def mended(row: Any) -> Any:
+        if not isinstance(row, dict):
+            return row
+        return {k: _SURROGATE.sub(" ", v) if isinstance(v, str) else v for k, v in row.items()}
+
+    return {k: list(map(mended, v)) if isinstance(v, list) else v for k, v in value.items()}
 
 
 def _enumerate(codebook: Codebook) -> list[str]:

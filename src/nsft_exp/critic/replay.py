@@ -9,20 +9,23 @@ from pathlib import Path
 from nsft_exp.critic.codebook import Codebook
 from nsft_exp.critic.dialogue import uncorrected
 from nsft_exp.critic.prompt import parse_reply
+from nsft_exp.critic.soundness import sound
 from nsft_exp.records import Correction, Preference, Sample, UserError
 
 
 class Replay:
     """Reads replies from a JSONL file, one `{"id": ..., "reply": ...}` a line; the last of an id counts.
 
-    A sample without a reply is `unparseable` with that reason. The file is opened on first use; raises
+    A sample without a reply is `unparseable` with that reason. Dialogues are checked, and balanced if
+    `balance` says so, as a live critic's are (soundness.py). The file is opened on first use; raises
     UserError with file and line for one that cannot be read.
     """
 
-    def __init__(self, replies: str, codebook: Codebook, max_turns: int = 5) -> None:
+    def __init__(self, replies: str, codebook: Codebook, max_turns: int = 5, balance: bool = True) -> None:
         self.path = Path(replies)
         self.codebook = codebook
         self.max_turns = max_turns
+        self.balance = balance
 
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in order."""
@@ -33,9 +36,10 @@ class Replay:
             elif sample.id not in replies:
                 yield uncorrected(sample.id, "unparseable", f"{self.path.name} has no reply")
             else:
-                yield parse_reply(
+                read = parse_reply(
                     sample.id, preference.rejected, replies[sample.id], self.codebook, self.max_turns
                 )
+                yield sound(read, sample.question, preference.chosen, self.balance)
 
 
 def read_replies(path: Path) -> dict[str, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from nsft_exp.records import UserError
+from nsft_exp.store import replace_folder
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tiff"}
 
@@ -78,9 +80,6 @@ def write_json(file: Path, value: Any) -> None:
 
 def replace(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder whole or not at all; what a failed attempt has written is taken away."""
-    import shutil
-
-    from nsft_exp.vlm.loaded import replace_folder
 
     def write_or_clear(partial: Path) -> None:
         try:

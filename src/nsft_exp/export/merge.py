@@ -20,12 +20,12 @@ from nsft_exp.export import agreement
 from nsft_exp.export.folder import write_json
 from nsft_exp.export.probe import NUM_PROBES, GreedyAnswer, ProbeSet, difference, probe_of
 from nsft_exp.export.processor import read_processor
-from nsft_exp.export.template import exact_template, writes_training_ids
 from nsft_exp.export.vllm_process import interpreter_with_vllm, vllm_answers
 from nsft_exp.images import open_image as open_file
 from nsft_exp.records import Item, UserError
 from nsft_exp.stages import build
-from nsft_exp.vlm.template import chat_template
+from nsft_exp.vlm.reading import silently
+from nsft_exp.vlm.template import writes_training_ids
 
 FLOAT32 = "float32"
 TOLERANCE = 1e-5
@@ -34,8 +34,6 @@ NO_CHANGE = 1e-6
 """Where training moves no logit by more than this (relative), it is taken to have changed nothing."""
 PIXEL_TOLERANCE = 1e-3
 """Largest difference of normalised pixels between training's and the written processor's arithmetic."""
-TRIAL_SIZE = (40, 30)
-"""Width and height of the picture with which the chat template is tried."""
 
 
 @dataclass
@@ -109,7 +107,6 @@ class MergedModel:
             logits = self.probes.logits(loaded.model)
             loaded.model.to(getattr(torch, self.vlm["dtype"]))
         loaded.save(self.folder)
-        (self.folder / "chat_template.jinja").write_text(self.probes.processor.chat_template, "utf-8")
         self._note("parameters", f"{sum(p.numel() for p in loaded.model.parameters()):,}")
         return logits
 
@@ -141,15 +138,12 @@ class MergedModel:
 
     def _probes(self, loaded: Any) -> ProbeSet:
         """The probes with the model's own processor, whose chat template gives training's ids."""
-        image = loaded.tokenizer.convert_ids_to_tokens(loaded.chat.image_token_id)
-        loaded.tokenizer.save_pretrained(self.folder)
-        loaded.family.save_processor(self.folder, loaded.tokenizer, chat_template(loaded.chat.style, image))
+        exact = loaded.save_processor(self.folder)
         write_json(self.folder / "config.json", loaded.model.config.to_dict())  # names the processor's class
         processor = read_processor(self.folder)
-        if template := exact_template(processor, loaded.chat, TRIAL_SIZE):
-            processor.chat_template = template
+        if exact:
             self._note("chat template", "its ids and its mask of answers are those of training")
-        elif writes_training_ids(processor, loaded.chat, TRIAL_SIZE):
+        elif writes_training_ids(processor, loaded.chat):
             self._note("chat template", "its ids are those of training")
         else:
             self._note("chat template", "its ids are not those of training: feed token ids, not text")
@@ -166,12 +160,11 @@ class MergedModel:
     def _read_back(self, dtype: str) -> Any:
         """The model as a user gets it. Raises UserError where a weight is missing or one too many."""
         from transformers import AutoModelForImageTextToText
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
-        read: Any = AutoModelForImageTextToText.from_pretrained(
-            self.folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        with silently():
+            read: Any = AutoModelForImageTextToText.from_pretrained(
+                self.folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
         model, info = read
         wrong = {name: sorted(keys)[:3] for name, keys in info.items() if keys}
         if wrong:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsft_exp.export.template import messages
 from nsft_exp.records import Decoding, Item, Request, Turn
+from nsft_exp.vlm.template import messages
 
 NUM_PROBES = 32
 NUM_LOGIT_PROBES = 4

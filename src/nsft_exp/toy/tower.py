@@ -24,10 +24,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints
 from nsft_exp.images import Preprocessing
 from nsft_exp.progress import StepBar
+from nsft_exp.store import replace_folder
 from nsft_exp.toy.draw import SIZE, draw_scene
 from nsft_exp.toy.world import COLUMNS, FAINT, Scene, Sign, Thing, View, lexicon
 from nsft_exp.training import quiet
-from nsft_exp.vlm.loaded import replace_folder
+from nsft_exp.vlm.reading import silently
 
 ASPECTS = ("what", "color", "view", "glyph")
 NOTHING = -100  # cross_entropy's ignore_index
@@ -74,7 +75,8 @@ def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> 
     )
     done = checkpoint if checkpoint.exists() else None
     trainer.fit(module, Drawings(recipe), ckpt_path=done, weights_only=True)
-    replace_folder(folder, module.tower.save_pretrained)
+    with silently():
+        replace_folder(folder, module.tower.save_pretrained)
     checkpoint.unlink()
 
 

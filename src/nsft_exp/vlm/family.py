@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nsft_exp.images import Layout
@@ -59,8 +58,11 @@ class Family(Protocol):
         `grids` holds each row's grid, None for a row without an image. None: positions count tokens.
         """
 
-    def save_processor(self, folder: Path, tokenizer: Any, template: str) -> None:
-        """Write the processor that does to images what `preprocessing` does."""
+    def processor(self, tokenizer: Any) -> Any:
+        """Return the Hugging Face processor that does to images what `preprocessing` does.
+
+        Its chat template is the caller's to set; its `save_pretrained` writes the tokenizer too.
+        """
 
 
 @dataclass(frozen=True)

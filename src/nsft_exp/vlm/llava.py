@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.images import CLIP_MEAN, CLIP_STD, Layout, Preprocessing
@@ -43,8 +42,8 @@ class LlavaFamily:
     def positions(self, ids: Tensor, grids: Sequence[tuple[int, ...] | None]) -> None:
         """Positions count tokens."""
 
-    def save_processor(self, folder: Path, tokenizer: Any, template: str) -> None:
-        """Write a LlavaProcessor that pads or crops as the model was trained."""
+    def processor(self, tokenizer: Any) -> Any:
+        """Return a LlavaProcessor that pads or crops as the model was trained."""
         from transformers import LlavaProcessor
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -58,11 +57,10 @@ class LlavaFamily:
             if padded
             else CLIPImageProcessorPil(**sizes)
         )
-        LlavaProcessor(
+        return LlavaProcessor(
             image_processor=pictures,
             tokenizer=tokenizer,
             patch_size=self.patch_size,
             vision_feature_select_strategy=self.strategy,
             num_additional_image_tokens=1,  # CLIP's class token; without it one token too few is counted
-            chat_template=template,
-        ).save_pretrained(folder)
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,8 +136,8 @@ class LlavaNextFamily:
     def positions(self, ids: Tensor, grids: Sequence[tuple[int, ...] | None]) -> None:
         """Positions count tokens."""
 
-    def save_processor(self, folder: Path, tokenizer: Any, template: str) -> None:
-        """Write a LlavaNextProcessor with this model's grids."""
+    def processor(self, tokenizer: Any) -> Any:
+        """Return a LlavaNextProcessor with this model's grids."""
         from transformers import LlavaNextProcessor
         from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
@@ -148,11 +147,10 @@ class LlavaNextFamily:
             crop_size={"height": size, "width": size},
             image_grid_pinpoints=[list(grid) for grid in self.preprocessing.grids],
         )
-        LlavaNextProcessor(
+        return LlavaNextProcessor(
             image_processor=pictures,
             tokenizer=tokenizer,
             patch_size=self.patch_size,
             vision_feature_select_strategy=self.strategy,
             num_additional_image_tokens=1,  # CLIP's class token; without it one token too few is counted
-            chat_template=template,
-        ).save_pretrained(folder)
+        )

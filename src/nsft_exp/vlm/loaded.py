@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from nsft_exp.images import Layout, image_size, open_image
 from nsft_exp.records import Reply, Request, UserError
 from nsft_exp.vlm.family import Family, Features, Preprocess
 from nsft_exp.vlm.reading import silently
-from nsft_exp.vlm.template import chat_template
+from nsft_exp.vlm.template import candidates, exact_template
+
+log = logging.getLogger(__name__)
 
 
 class LoadedHF:
@@ -170,9 +172,21 @@ class LoadedHF:
         with silently():
             self.model.save_pretrained(folder, max_shard_size="5GB")
         use_hub_names(folder)
-        self.tokenizer.save_pretrained(folder)
-        image = self.tokenizer.convert_ids_to_tokens(self.chat.image_token_id)
-        self.family.save_processor(folder, self.tokenizer, chat_template(self.chat.style, image))
+        self.save_processor(folder)
+
+    def save_processor(self, folder: Path) -> bool:
+        """Write tokenizer, processor and chat template; True where the template is exact (`exact_template`).
+
+        Where none is exact with this tokenizer the plainest one is written, and the log says so.
+        """
+        processor = self.family.processor(self.tokenizer)
+        exact = exact_template(processor, self.chat)
+        if exact is None:
+            log.warning("%s: no chat template gives training's ids; feed token ids, not text", folder)
+        processor.chat_template = exact or next(candidates(processor, self.chat))
+        with silently():
+            processor.save_pretrained(folder)
+        return exact is not None
 
 
 def _ids(value: Any) -> list[int]:
@@ -201,13 +215,3 @@ def use_hub_names(folder: Path) -> None:
 def _hub_name(name: str) -> str:
     short, infix = "vision_tower.", "vision_tower.vision_model."
     return infix + name[len(short) :] if name.startswith(short) and not name.startswith(infix) else name
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder through a neighbour, so that it is either whole or not there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

@@ -178,19 +178,37 @@ class Qwen25VLFamily:
         after = count[:, start + high * wide :] - high * wide + max(high, wide)
         return torch.cat([count[:, :start], image, after], dim=1)[:, :length]
 
-    def save_processor(self, folder: Path, tokenizer: Any, template: str) -> None:
-        """Write the image processor and the chat template.
-
-        A whole Qwen2_5_VLProcessor holds a video processor too, which needs torchvision; AutoProcessor makes
-        one from these files where that is installed.
-        """
+    def processor(self, tokenizer: Any) -> Any:
+        """Return a processor of images and text (see `images_only`)."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         how = self.preprocessing
-        Qwen2VLImageProcessorPil(
+        pictures = Qwen2VLImageProcessorPil(
             patch_size=how.patch,
             merge_size=how.merge,
             temporal_patch_size=how.frames,
             size={"shortest_edge": how.min_pixels, "longest_edge": how.max_pixels},
-        ).save_pretrained(folder)
-        (folder / "chat_template.jinja").write_text(template, "utf-8")
+        )
+        return images_only(pictures, tokenizer)
+
+
+def images_only(image_processor: Any, tokenizer: Any, template: str | None = None) -> Any:
+    """Return a Qwen2_5_VLProcessor without its part for videos, which needs torchvision.
+
+    Saved are the image processor, the tokenizer and the template: AutoProcessor makes a whole processor from
+    these files where torchvision is installed.
+    """
+    from transformers import Qwen2_5_VLProcessor
+
+    class ImagesOnly(Qwen2_5_VLProcessor):
+        """The processor with a missing part, which the library's own constructor does not take."""
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return type(argument)
+
+        def save_pretrained(self, save_directory: str | Path, *_: Any, **__: Any) -> None:
+            self.image_processor.save_pretrained(save_directory)
+            self.tokenizer.save_pretrained(save_directory)
+            (Path(save_directory) / "chat_template.jinja").write_text(str(self.chat_template), "utf-8")
+
+    return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)

@@ -73,14 +73,15 @@ def quantized(kind: str, dtype: str, spared: Sequence[str], device: torch.device
 @contextmanager
 def silently() -> Iterator[None]:
     """Keep transformers' own progress bars and remarks off the terminal."""
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def read_tokenizer(folder: Path) -> Any:

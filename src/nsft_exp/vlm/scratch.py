@@ -166,9 +166,12 @@ def _read_tower(folder: str, model: Any) -> Any:
     """The trained tower in a folder. Raises UserError when it is not there or of other sizes."""
     from transformers import CLIPVisionModel
 
+    from nsft_exp.vlm.reading import silently
+
     if not (Path(folder) / "model.safetensors").is_file():
         raise UserError(f"{folder}: holds no vision tower; train it first (make toy-base)")
-    tower = CLIPVisionModel.from_pretrained(folder, dtype="float32")
+    with silently():
+        tower = CLIPVisionModel.from_pretrained(folder, dtype="float32")
     ours, theirs = model.config.vision_config, tower.config
     for size in ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
         have, need = getattr(theirs, size), getattr(ours, size)
