@@ -50,14 +50,14 @@ def test_a_critic_that_is_killed_again_and_again_asks_for_nothing_twice(tmp_path
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     slow = Answer(body=completion(reply()), seconds=0.03)
     with serving(lambda body, number: slow) as server:
-        for goal in (5, 14, 27):
+        for kills, goal in enumerate((5, 14, 27), 1):
             command = [sys.executable, "-c", code, server.base_url, str(tmp_path)]
             process = subprocess.Popen(command, env=environment)
             kill_when(process, lambda goal=goal: len(server.answered) >= goal)  # type: ignore[misc]
             time.sleep(0.1)  # what was in flight arrives nowhere
             kept = replies_by_words(tmp_path, server)
             asked_before = Counter(server.asked)
-            assert len(kept) >= goal - 3
+            assert len(kept) >= goal - 3 * kills  # each kill loses at most what was in flight
             found, line = collect(critic("http://127.0.0.1:9/v1", tmp_path), pairs(40))
             assert len(found) == len(kept), "every received reply can be used"
             assert line

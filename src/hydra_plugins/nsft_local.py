@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nsft_exp.config import without_hydra
 from nsft_exp.device import assign_slots, device_groups, num_cores, visible_devices
 from nsft_exp.launch import num_gpus
-from nsft_exp.store import Store
 
 
 class LocalLauncher(Launcher):
@@ -44,15 +43,14 @@ class LocalLauncher(Launcher):
         ended before KeyboardInterrupt goes on.
         """
         from nsft_exp.cell_pool import CellPool
-        from nsft_exp.cell_process import CellProcess
+        from nsft_exp.cell_process import CellProcess, Looker
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [self.compose(list(o), number) for number, o in enumerate(job_overrides, initial_job_idx)]
         cells = [CellProcess(job, output_folder(job)) for job in jobs]
-        store = Store(self.config.paths.runs)
-        drawn: dict[str, Any] = {}
-        found = [cell.find_finished(store, drawn) for cell in cells]  # here: a child takes seconds to start
+        looker = Looker(self.config)
+        found = [looker.find(cell) for cell in cells]  # here: a child takes seconds to start
         todo = [cell for cell, outcome in zip(cells, found, strict=True) if outcome is None]
         ran = iter(CellPool(self.devices(), len(todo)).run(todo) if todo else [])
         outcomes = [outcome or next(ran) for outcome in found]

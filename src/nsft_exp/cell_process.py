@@ -25,7 +25,7 @@ from nsft_exp import config as configs
 from nsft_exp.cell import find_finished, new_outcome, run_cell
 from nsft_exp.plan import row_label
 from nsft_exp.records import UserError
-from nsft_exp.store import Store, write_atomically
+from nsft_exp.store import Store, digest, write_atomically
 
 TAIL = 40
 """Last lines of a lost cell that are kept in its log."""
@@ -41,12 +41,6 @@ class CellProcess:
         groups = config.hydra.runtime.choices.items()
         self.choices = {group: str(option) for group, option in groups if "/" not in group}
         self.name = f"#{config.hydra.job.num} {row_label(self.choices)} seed {config.get('seed')}"
-
-    def find_finished(self, store: Store, drawn: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the outcome of a cell whose stages are all done already; None: it has to be run."""
-        outcome = new_outcome(self.choices, self.folder)
-        ours = configs.without_hydra(self.config)
-        return outcome if find_finished(ours, outcome, store, drawn) else None
 
     def start(self, devices: str | None) -> None:
         """Start the child, in a process group of its own; `devices` are the GPUs that it sees (None: all)."""
@@ -99,6 +93,30 @@ class CellProcess:
         with log.open("a", encoding="utf-8") as file:
             file.write("\n".join([f"the cell's process {end}", *tail, ""]))
         return outcome
+
+
+class Looker:
+    """Finds the cells of a sweep that are finished, without a child for each.
+
+    It looks at those that ended well the last time. What has not run yet, or failed, is run in a child, so
+    that whatever it does to its process it does to itself.
+    """
+
+    def __init__(self, sweep: DictConfig) -> None:
+        self.store = Store(sweep.paths.runs)
+        self.drawn: dict[str, Any] = {}
+        file = Path(sweep.paths.runs) / "studies" / str(sweep.study.name) / "cells.json"
+        outcomes = json.loads(file.read_text("utf-8")) if file.exists() else []
+        self.ended_well = {digest(o["config"]) for o in outcomes if o["status"] == "ok"}
+
+    def find(self, cell: CellProcess) -> dict[str, Any] | None:
+        """Return the outcome of a cell whose stages are all done already; None: it has to be run."""
+        outcome = new_outcome(cell.choices, cell.folder)
+        ours = configs.without_hydra(cell.config)
+        with suppress(UserError):
+            known = digest(configs.resolved(ours)) in self.ended_well
+            return outcome if known and find_finished(ours, outcome, self.store, self.drawn) else None
+        return None
 
 
 def _pass_lines(lines: TextIO, say: Callable[[str], None], tail: deque[str]) -> None:

@@ -161,12 +161,17 @@ def train(step: Step, run: CellRun) -> StageFolder:
             shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
             folder.finish(
                 {
-                    "counts": {**item_counts(items), "examples": len(examples)},
+                    "counts": {**item_counts(items), "examples": len(examples), **_left_out(method, items)},
                     **summary,
                     **circumstances(started),
                 }
             )
     return folder
+
+
+def _left_out(method: Any, items: list[Item]) -> dict[str, Any]:
+    """What a method that chooses among its items did not train on, by reason."""
+    return {"left_out": method.left_out(items)} if hasattr(method, "left_out") else {}
 
 
 def _streaming(run: CellRun) -> AbstractContextManager[Any]:
