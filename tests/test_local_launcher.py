@@ -129,8 +129,19 @@ def start(root: Path, *words: str) -> subprocess.Popen[str]:
     (root / "faults.py").write_text(FAULTS)
     command = [sys.executable, "-m", "nsft_exp", "-m", *words]
     return subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=listen_to_interrupts,
     )
+
+
+def listen_to_interrupts() -> None:
+    """A shell has the jobs that it starts in the background ignore SIGINT, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(root: Path, *words: str) -> Sweep:
