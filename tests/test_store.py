@@ -58,6 +58,7 @@ def test_a_folder_of_weights_is_fingerprinted_by_content(tmp_path: Path) -> None
     model.mkdir()
     (model / "weights").write_bytes(b"abc")
     before = store.fingerprint(model)
+    (model / "README.md").write_text("a model card decides no result")
     assert store.fingerprint(model) == before
     (model / "weights").write_bytes(b"abd")
     os.utime(model / "weights", ns=(1, 1))

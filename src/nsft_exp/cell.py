@@ -59,14 +59,15 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
     return outcome
 
 
-def find_finished(config: DictConfig, outcome: dict[str, Any], store: Store, drawn: dict[str, Any]) -> bool:
+def find_finished(
+    plain: dict[str, Any], outcome: dict[str, Any], store: Store, drawn: dict[str, Any]
+) -> bool:
     """Complete a new outcome where all of its cell's stages are done already; False: there is work left.
 
     Whatever is wrong with a cell also counts as work: running it will tell. `drawn` keeps samples from one
     look to the next.
     """
     try:
-        plain = configs.resolved(config)
         run = CellRun(store, looking=True, drawn=drawn)
         plan = make_plan(plain, outcome["choices"], get_object(plain["method"]["_target_"]).consumes)
         for step in plan:

@@ -112,10 +112,10 @@ class Looker:
     def find(self, cell: CellProcess) -> dict[str, Any] | None:
         """Return the outcome of a cell whose stages are all done already; None: it has to be run."""
         outcome = new_outcome(cell.choices, cell.folder)
-        ours = configs.without_hydra(cell.config)
         with suppress(UserError):
-            known = digest(configs.resolved(ours)) in self.ended_well
-            return outcome if known and find_finished(ours, outcome, self.store, self.drawn) else None
+            plain = configs.resolved(cell.config)
+            known = digest(plain) in self.ended_well
+            return outcome if known and find_finished(plain, outcome, self.store, self.drawn) else None
         return None
 
 

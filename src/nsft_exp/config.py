@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nsft_exp.records import UserError
 from nsft_exp.store import leaves
@@ -40,10 +41,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises UserError for a value that is mandatory (`???`) and missing.
     """
     ours = with_excluded_benchmarks(without_hydra(config))
-    missing = sorted(OmegaConf.missing_keys(ours))
-    if missing:
-        raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
-    plain = OmegaConf.to_container(ours, resolve=True)
+    try:
+        plain = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        missing = sorted(OmegaConf.missing_keys(ours))
+        if not missing:
+            raise
+        raise UserError(
+            f"{missing[0]} has no value; give it on the command line: {missing[0]}=..."
+        ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

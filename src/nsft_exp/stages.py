@@ -198,12 +198,13 @@ def held_out_size(nodes: dict[str, Any]) -> int:
 def evaluate(step: Step, run: CellRun) -> StageFolder:
     """The model answers a benchmark's questions and is scored: per-item records, then the metrics."""
     benchmark = build(step.nodes["benchmark"])
-    requests = benchmark.requests()[: step.nodes.get("limit")]
+    benchmark.files()  # those that are made when missing are there from here on, for the key
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if folder.manifest() is None:
             run.begin()
             started = time.perf_counter()
+            requests = benchmark.requests()[: step.nodes.get("limit")]
             answers = _answers(requests, folder, step, run)
             scores = score_answers(benchmark, requests, answers, folder)
             folder.finish({**scores, **circumstances(started)})

@@ -156,15 +156,22 @@ class Store:
         return db
 
 
+FOR_PEOPLE = ("README.md", "LICENSE", "LICENSE.txt")
+"""Files of a folder that decide no result: a new word in a model card moves no key."""
+
 SEEN = "create table if not exists seen (place text primary key, version text, hash text)"
 """The table of fingerprints; a file's version is its size and time."""
 
 
 def _files_that_count(folder: str) -> Iterator[str]:
-    """The files of a folder that are in its hash: neither hidden ones nor images."""
+    """The files of a folder that are in its hash: neither hidden ones nor images, nor what is for people."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+            if (
+                not name.startswith(".")
+                and name not in FOR_PEOPLE
+                and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES
+            ):
                 file = os.path.join(parent, name)
                 if os.path.isfile(file):  # not a link to nowhere
                     yield file

@@ -123,6 +123,8 @@ def settle(figure: Figure) -> Figure:
     """Lay a figure out once and for all: each file would do it again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for axes in figure.axes:  # the layout's last digits differ from one time to the next
+        axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
     return figure
 
 
