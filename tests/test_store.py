@@ -213,3 +213,18 @@ def test_records_are_readable_json_lines(tmp_path: Path) -> None:
     with folder.appending() as append:
         append({"id": "ü", "n": 1})
     assert json.loads((folder.path / "records.jsonl").read_text("utf-8")) == {"id": "ü", "n": 1}
+
+
+def test_what_else_lies_beside_the_images_moves_no_key_and_another_place_of_test_images_does(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "runs")
+
+    def key(group: str, place: Path) -> str:
+        return store.key("evaluate", {group: {"image_root": str(place)}})
+
+    before = {group: key(group, tmp_path) for group in ("source", "benchmark")}
+    (tmp_path / "notes.json").write_text("{}")
+    assert {group: key(group, tmp_path) for group in before} == before
+    assert key("source", tmp_path / "elsewhere") == before["source"]
+    assert key("benchmark", tmp_path / "elsewhere") != before["benchmark"]

@@ -28,7 +28,6 @@ PATHS = (
     "*.file",
     "*.folder",
     "*.root",
-    "*.image_root",
     "*.path",
     "*.lexicon",
     "*.synonyms",
@@ -41,6 +40,7 @@ PATHS = (
 
 IGNORED = (
     *PATHS,
+    "source.*image_root",  # every image that is read is in its sample's hash
     "paths.*",
     "logger",
     "logger.*",
