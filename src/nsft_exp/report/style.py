@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 KNOWN = {"base": 0, "cont_sft": 1, "gt_dpo": 2, "nsft": 3}
 INK, MUTED, FAINT, PAPER = "#1d2330", "#5b6474", "#d9dde4", "#ffffff"
@@ -124,7 +125,7 @@ def settle(figure: Figure) -> Figure:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:  # the layout's last digits differ from one time to the next
-        axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
+        axes.set_position(Bbox(axes.get_position().get_points().round(6)))
     return figure
 
 
