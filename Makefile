@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test check format toy-base wheel clean
+.PHONY: help demo demo-more report test test-all check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ report: $(VENV)/core ## Rebuild table, figures and page of a finished study: mak
 
 test: $(VENV)/test ## All tests but the slow ones
 	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
+	@$(VENV)/bin/python -m pytest $(ARGS)
 
 check: $(VENV)/test ## Linter, formatter, types, import direction
 	@$(VENV)/bin/python -m ruff check .

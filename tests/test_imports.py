@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
 MODEL = ("batching", "conversation", "images")
-TRAINING = ("recipe", "reference", "vlm", *VOCABULARY, *MODEL)
+TRAINING = ("recipe", "reference", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
@@ -27,7 +27,9 @@ ALLOWED = {
     "batching": (*VOCABULARY, "conversation", "images"),
     **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL)),
     "reference": TRAINING,
-    "checkpoint": VOCABULARY,
+    "world": (),
+    "child": (),
+    "checkpoint": (*VOCABULARY, "child", "world"),
     "progress": VOCABULARY,
     "lit": TRAINING,
     "job": TRAINING,
@@ -38,14 +40,21 @@ ALLOWED = {
     "items": ("records", "store"),
     "output": ("records", "store"),
     "scoring": ("records", "store", "statistics"),
-    "stages": ("records", "store", "plan", "items", "output", "scoring", "training"),
-    "launch": ("records", "store", "plan", "stages"),
+    "cell_run": ("records", "store", "plan"),
+    "torchrun": ("records", "store", "child"),
+    "stages": (
+        *("records", "store", "plan", "items", "output", "scoring", "training"),
+        *("cell_run", "torchrun", "world"),
+    ),
+    "rank": ("records", "store", "cell_run", "stages", "world"),
+    "launch": ("records", "store", "plan", "stages", "cell_run", "child", "torchrun"),
     "config": ("records", "store"),
     "device": ("records",),
     "export": (
         *("records", "store", "plan", "config", "cell", "launch", "stages", "items", "output"),
         *("conversation", "images", "vlm"),
     ),
+    "score": ("records", "store", "config", "benchmark"),
     "check": (*TRAINING, "config", "plan", "output", "stages", "source"),
 }
 

@@ -299,7 +299,8 @@ def test_the_rate_warms_up_and_falls_as_the_schedule_says() -> None:
         (lambda: Tuning("qlora"), "tuning.kind=qlora"),
         (lambda: TrainerOptions(micro_batch=0), "trainer.micro_batch=0"),
         (lambda: TrainerOptions(reference="second"), "trainer.reference=second"),
-        (lambda: TrainerOptions(devices=2), "trainer.devices"),
+        (lambda: TrainerOptions(devices=0), "trainer.devices=0"),
+        (lambda: TrainerOptions(num_nodes=2), "trainer.rendezvous"),
     ],
 )
 def test_an_option_that_does_not_exist_is_refused(build: Any, message: str) -> None:

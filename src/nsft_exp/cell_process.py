@@ -23,12 +23,10 @@ from omegaconf import DictConfig
 
 from nsft_exp import config as configs
 from nsft_exp.cell import find_finished, new_outcome, run_cell
+from nsft_exp.child import TAIL, end_with_parent
 from nsft_exp.plan import row_label
 from nsft_exp.records import UserError
 from nsft_exp.store import Store, digest, write_atomically
-
-TAIL = 40
-"""Last lines of a lost cell that are kept in its log."""
 
 
 class CellProcess:
@@ -158,17 +156,6 @@ def run_order(order: Path, reply: Path) -> None:
         job_subdir_key="hydra.sweep.subdir",
     )
     write_atomically(reply, json.dumps(returned.return_value))
-
-
-def end_with_parent() -> None:
-    """End this process's group when the parent is gone, however it went: its end of our stdin closes then."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from nsft_exp.child import hearing
+from nsft_exp.world import World
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(L.Callback):
@@ -22,6 +28,38 @@ class Checkpoints(L.Callback):
         """Save: trainable weights, optimizer, loops, the loader's position."""
         if trainer.global_step % self.every == 0 or trainer.global_step == self.last:
             trainer.save_checkpoint(self.path)
+
+
+class StopSignals(L.Callback):
+    """Ends the training at SIGTERM or SIGUSR1, after the optimizer step under way, its checkpoint written.
+
+    All processes of a training end at the same step. Lightning's own handler of SIGTERM is taken off: it
+    speaks to the other processes from inside the signal.
+    """
+
+    def __init__(self, path: Path, world: World) -> None:
+        self.path, self.world = path, world
+        self._block: Any = None
+
+    def on_train_start(self, *_: Any) -> None:
+        """Listen."""
+        self._block = hearing(lambda number: None)
+        self.heard = self._block.__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Raise KeyboardInterrupt where a process has heard a signal."""
+        if any(self.world.gathered(bool(self.heard))):
+            trainer.save_checkpoint(self.path)
+            log.warning(
+                "stopped by a signal after optimizer step %d, checkpoint written", trainer.global_step
+            )
+            raise KeyboardInterrupt
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Listen no more."""
+        if self._block is not None:
+            self._block.__exit__(None, None, None)
+            self._block = None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
 from nsft_exp.reference import Live, Reference, cached, reference_mode
 from nsft_exp.vlm.loaded import LoadedHF
+from nsft_exp.world import World
 
 PIXEL_CACHE_BYTES = 256 * 2**20
 """How much memory preprocessed images may take between epochs."""
@@ -49,6 +50,7 @@ class Job:
     precision: str
     device: torch.device
     validation: Sequence[Example]
+    world: World = field(default_factory=World)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """Micro-batches of these examples."""
@@ -74,9 +76,10 @@ def prepare(
     seed: int,
     open_image: Callable[[str], Any] | None,
     parents: Sequence[Path],
+    world: World,
 ) -> Job:
     """Load the model and encode the examples. Raises UserError where nothing fits or is there to learn."""
-    device = _device(trainer)
+    device = _device(trainer, world)
     loaded = _load(vlm, parents, device, tuning)
     loaded.opener = open_image
     limit = min(recipe.max_length, loaded.max_length)
@@ -103,6 +106,7 @@ def prepare(
         precision=precision,
         device=device,
         validation=validation,
+        world=world,
     )
 
 
@@ -112,11 +116,11 @@ def _load(vlm: VLM, parents: Sequence[Path], device: torch.device, tuning: Tunin
     return loaded
 
 
-def _device(trainer: TrainerOptions) -> torch.device:
+def _device(trainer: TrainerOptions, world: World) -> torch.device:
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: there is no GPU here; take trainer.accelerator=cpu")
     gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda:0" if gpu else "cpu")
+    return torch.device(f"cuda:{world.local_rank}" if gpu else "cpu")
 
 
 def make_reference(job: Job, folder: Path, vlm: VLM, parents: Sequence[Path]) -> Reference | None:
@@ -130,8 +134,8 @@ def make_reference(job: Job, folder: Path, vlm: VLM, parents: Sequence[Path]) ->
         other = _load(vlm, parents, job.device, job.tuning)
         other.model.requires_grad_(False)
         return Live(other)
-    numbers = range(len(job.examples))
-    return cached(job.loaded, job.examples, lambda: job.batches(numbers), folder, job.context)
+    mine = range(job.world.rank, len(job.examples), job.world.size)
+    return cached(job.loaded, job.examples, lambda: job.batches(mine), folder, job.context, job.world)
 
 
 # --- what is trained -------------------------------------------------------------------------------

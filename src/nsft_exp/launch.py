@@ -7,16 +7,17 @@ kill then costs one cell, and the child never sees (and so never re-enters) a Hy
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections import deque
 from pathlib import Path
 
+from nsft_exp.cell_run import CellRun, from_order, to_order
+from nsft_exp.child import end_with_parent, run_child
 from nsft_exp.plan import Step
-from nsft_exp.records import UserError, to_json
-from nsft_exp.stages import CellRun, run_step
-from nsft_exp.store import StageFolder, Store, write_atomically
+from nsft_exp.records import UserError
+from nsft_exp.stages import run_step
+from nsft_exp.store import StageFolder, write_atomically
+from nsft_exp.torchrun import num_ranks
 
 MODES = ("auto", "inline", "child")
 
@@ -38,7 +39,8 @@ def launch(step: Step, run: CellRun, mode: str = "auto") -> None:
 
 def holds_accelerator(step: Step) -> bool:
     """True where the stage loads a model onto an accelerator of this machine."""
-    if "vlm" not in step.nodes or step.nodes.get("trainer", {}).get("accelerator") == "cpu":
+    trainer = step.nodes.get("trainer", {})
+    if "vlm" not in step.nodes or trainer.get("accelerator") == "cpu" or num_ranks(trainer) > 1:
         return False
     return num_gpus() > 0
 
@@ -56,16 +58,10 @@ def num_gpus() -> int:
 def _run_child(step: Step, run: CellRun) -> None:
     with tempfile.TemporaryDirectory(prefix="nsft-") as folder:
         order, reply = Path(folder) / "order.json", Path(folder) / "reply.json"
-        write_atomically(order, json.dumps(_order(step, run)))
-        command = [sys.executable, "-m", "nsft_exp.launch", str(order), str(reply)]
-        tail: deque[str] = deque(maxlen=40)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
-            assert child.stderr is not None
-            for line in child.stderr:
-                sys.stderr.write(line)
-                tail.append(line)
+        write_atomically(order, json.dumps(to_order(step, run)))
+        code, tail = run_child([sys.executable, "-m", "nsft_exp.launch", str(order), str(reply)])
         if not reply.exists():
-            raise RuntimeError(f"{step.name} ended with code {child.returncode}: {''.join(tail).strip()}")
+            raise RuntimeError(f"{step.name} ended with code {code}: {''.join(tail).strip()}")
         answer = json.loads(reply.read_text("utf-8"))
     if "refused" in answer:
         raise UserError(answer["refused"])
@@ -73,24 +69,10 @@ def _run_child(step: Step, run: CellRun) -> None:
     run.keys[step.name] = answer["key"]
 
 
-def _order(step: Step, run: CellRun) -> dict[str, object]:
-    return {
-        "step": to_json(step),
-        "runs": str(run.store.root),
-        "threads": run.threads,
-        "folders": {name: str(folder.path) for name, folder in run.folders.items()},
-        "keys": run.keys,
-        "stream": run.stream,
-    }
-
-
 def run_order(order: Path, reply: Path) -> None:
     """The child's side: run the step that the order file describes and write where its result is."""
-    asked = json.loads(order.read_text("utf-8"))
-    fields = asked["step"] | {name: tuple(asked["step"][name]) for name in ("inputs", "init")}
-    step = Step(**fields)
-    folders = {name: StageFolder(Path(path)) for name, path in asked["folders"].items()}
-    run = CellRun(Store(asked["runs"]), asked["threads"], folders, asked["keys"], asked["stream"])
+    end_with_parent()
+    step, run = from_order(json.loads(order.read_text("utf-8")))
     try:
         folder = run_step(step, run)
     except UserError as error:

@@ -26,9 +26,11 @@ from nsft_exp.recipe import Recipe
 from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
 from nsft_exp.vlm.loaded import LoadedHF
+from nsft_exp.world import World
 
 Totals = dict[str, list[Any]]
 """Name -> [sum, weight]."""
+ALONE = World()
 
 
 class TokenTraining(L.LightningModule):
@@ -36,7 +38,8 @@ class TokenTraining(L.LightningModule):
 
     `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
     validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that
-    the reference makes the same image features as the policy.
+    the reference makes the same image features as the policy. In a `world` of several processes each runs its
+    own share of a global batch, and sums and gradients are those of all.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TokenTraining(L.LightningModule):
         validate: Callable[[], Iterable[Batch]] = tuple,
         look: Callable[[int], None] = lambda step: None,
         shared_features: bool = False,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -69,6 +73,7 @@ class TokenTraining(L.LightningModule):
         self.log_every, self.validate_every = log_every, validate_every
         self.validation, self.look = validate, look
         self.shared_features = shared_features
+        self.world = world
 
     # --- what Lightning asks for -------------------------------------------------------------------
 
@@ -95,19 +100,21 @@ class TokenTraining(L.LightningModule):
         """One optimizer step on one global batch."""
         started = time.perf_counter()
         step = self.global_step
-        torch.manual_seed(step_seed(self.seed, step))
+        torch.manual_seed(step_seed(self.seed, step, self.world.rank))
         totals = self._accumulate(batches)
         norm = self._update(step)
         step += 1
         if step % self.log_every == 0 or step == self.num_steps:
             row = {
                 "step": step,
-                **means(totals),
+                **means(self.world.summed(totals)),
                 "grad_norm": float(norm),
                 "lr": self.recipe.rate(step - 1, self.num_steps),
             }
-            self.record(row | counts(batches))
-            self.record_time(times(step, batches, time.perf_counter() - started, self.device))
+            held = self.world.summed(counts(batches))
+            tokens = held.pop("tokens")
+            self.record(row | held)
+            self.record_time(times(step, tokens, time.perf_counter() - started, self.device))
         if self.validate_every and (step % self.validate_every == 0 or step == self.num_steps):
             self._validate(step)
 
@@ -115,7 +122,7 @@ class TokenTraining(L.LightningModule):
 
     def _accumulate(self, batches: list[Batch]) -> Totals:
         """Gradients of the whole global batch; returns the summed terms and diagnostics."""
-        weights = term_weights(self.method, batches)
+        weights = self.world.summed(term_weights(self.method, batches))
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         for batch in batches:
             with telling_out_of_memory(len(batch.numbers)):
@@ -154,6 +161,7 @@ class TokenTraining(L.LightningModule):
         """Clip, set the rate, step. Returns the gradient's norm before clipping."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        self.world.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
@@ -172,10 +180,9 @@ class TokenTraining(L.LightningModule):
             for batch in self.validation():
                 policy, reference = self._scores(batch.to(self.device))
                 add(totals, self.method.loss(policy, reference), policy, reference)
-            if totals:
-                self.record(
-                    {"step": step} | {f"validation/{name}": value for name, value in means(totals).items()}
-                )
+            found = means(self.world.summed(totals))
+            if len(found) > 1:
+                self.record({"step": step} | {f"validation/{name}": value for name, value in found.items()})
             self.look(step)
 
 
@@ -218,17 +225,17 @@ def means(totals: Totals) -> dict[str, float]:
 
 
 def counts(batches: list[Batch]) -> dict[str, int]:
-    """What a global batch holds: examples, conversations, supervised tokens."""
+    """What a global batch holds: examples, conversations, supervised tokens, tokens without padding."""
     return {
         "examples": sum(len(b.numbers) for b in batches),
         "conversations": sum(len(b.ids) for b in batches),
         "supervised_tokens": sum(int(b.where.sum()) for b in batches),
+        "tokens": sum(b.tokens for b in batches),
     }
 
 
-def times(step: int, batches: list[Batch], seconds: float, device: torch.device) -> dict[str, float]:
+def times(step: int, tokens: int, seconds: float, device: torch.device) -> dict[str, float]:
     """How long a step took, tokens (padding left out) a second, and the peak memory so far."""
-    tokens = sum(b.tokens for b in batches)
     return {
         "step": step,
         "seconds": round(seconds, 6),
@@ -248,9 +255,10 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of a step's dropout: of its own, so that a resumed run draws the same."""
-    return int.from_bytes(hashlib.sha256(f"step {seed} {step}".encode()).digest()[:7], "big")
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of a step's dropout: its own, so that a resumed run draws the same; another on each rank."""
+    name = f"step {seed} {step}" + (f" rank {rank}" if rank else "")
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 @contextmanager

@@ -89,15 +89,18 @@ class Tuning:
 class TrainerOptions:
     """What the machine does; no result depends on it beyond rounding.
 
-    `micro_batch` examples are run at once. `precision` None follows the model's type: 32-true for float32,
-    else bf16-mixed. `reference` is how the reference is had: `adapter_off`, `cached`, `copy`, or `auto`.
-    `held_out` samples are kept from training for the validation loss, every `validate_every` steps (0:
-    never), with `sample_answers` answers to look at. `threads` of the CPU (None: as torch chooses).
+    Trained is on `devices` processes (a GPU each, or CPU processes) of each of `num_nodes` machines, which
+    run the same command and meet at `rendezvous` (host:port). Each runs `micro_batch` examples at once.
+    `precision` None follows the model's type: 32-true for float32, else bf16-mixed. `reference` is how the
+    reference is had: `adapter_off`, `cached`, `copy`, or `auto`. `held_out` samples are kept from training
+    for the validation loss, every `validate_every` steps (0: never), with `sample_answers` answers to look
+    at. `threads` of the CPU (None: as torch chooses).
     """
 
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    rendezvous: str | None = None
     precision: str | None = None
     micro_batch: int = 8
     threads: int | None = None
@@ -114,12 +117,10 @@ class TrainerOptions:
         _choice("trainer.reference", self.reference, ("auto", "adapter_off", "cached", "copy"))
         if self.precision is not None:
             _choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
-        for field in ("micro_batch", "log_every", "checkpoint_every"):
+        for field in ("micro_batch", "log_every", "checkpoint_every", "devices", "num_nodes"):
             _positive(f"trainer.{field}", getattr(self, field))
-        if self.devices != 1 or self.num_nodes != 1:
-            raise UserError(
-                "trainer.devices and trainer.num_nodes must be 1: training on several is not there yet"
-            )
+        if self.num_nodes > 1 and not self.rendezvous:
+            raise UserError("trainer.num_nodes: several need trainer.rendezvous=<first node>:<free port>")
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -26,6 +26,7 @@ from nsft_exp.recipe import Tuning
 from nsft_exp.records import UserError
 from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.loaded import LoadedHF
+from nsft_exp.world import World
 
 
 class Reference(Protocol):
@@ -122,19 +123,24 @@ def cached(
     batches: Callable[[], Iterable[Batch]],
     folder: Path,
     context: Callable[[], AbstractContextManager[Any]],
+    world: World,
 ) -> Cached:
     """Return the cached reference, computing it from `loaded` when the folder has none for this very input.
+
+    In a world of several processes `batches` are this one's share.
 
     The file's name is a hash of the weights, the preprocessing and the encoded examples with their images.
     """
     key = fingerprint(loaded, examples)
     path = folder / f"{key}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        logps = _compute(loaded, examples, batches(), context)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"logp": logps}, partial)
-        os.replace(partial, path)
+    if not all(world.gathered(path.exists())):
+        logps = _compute(loaded, examples, batches(), context, world)
+        if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            save_file({"logp": logps}, partial)
+            os.replace(partial, path)
+        world.gathered("written")
     return Cached(load_file(path)["logp"], examples)
 
 
@@ -144,6 +150,7 @@ def _compute(
     examples: Sequence[EncodedExample],
     batches: Iterable[Batch],
     context: Callable[[], AbstractContextManager[Any]],
+    world: World,
 ) -> Tensor:
     """The supervised tokens' log-probabilities of all conversations, one after another."""
     found: dict[tuple[int, int], Tensor] = {}
@@ -154,6 +161,7 @@ def _compute(
                 logp = token_scores(loaded, batch).logp.float().cpu()
             where = batch.where.cpu()
             found |= {key: logp[row][where[row]] for row, key in enumerate(batch.keys)}
+    found = {key: logp for part in world.gathered(found) for key, logp in part.items()}
     return torch.cat(
         [found[n, k] for n, example in enumerate(examples) for k in range(len(example.conversations))]
     )

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
-
+from nsft_exp.cell_run import CellRun, build, to_order
 from nsft_exp.items import (
     correction_input,
     example_digest,
@@ -27,51 +25,16 @@ from nsft_exp.items import (
 )
 from nsft_exp.output import append_records, circumstances, done_ids, track
 from nsft_exp.plan import Step
-from nsft_exp.records import Item, Reply, Request, Sample, UserError, from_json, to_json
+from nsft_exp.records import Example, Item, Reply, Request, UserError, from_json, to_json
 from nsft_exp.scoring import score_answers
-from nsft_exp.store import StageFolder, Store, digest
+from nsft_exp.store import StageFolder, digest
+from nsft_exp.torchrun import num_ranks, run_ranks
+
+if TYPE_CHECKING:
+    from nsft_exp.world import World
 
 REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
 """Raised by hand when a stage's code changes its result: old folders are then not taken for new ones."""
-
-
-class Unfinished(Exception):
-    """A stage has work left, in a run that only looks."""
-
-
-@dataclass
-class CellRun:
-    """What running one cell has produced so far: the folder and the key of each step by name."""
-
-    store: Store
-    threads: int | None = None
-    """CPU threads of every stage: the same number gives the same bytes (None: as torch chooses)."""
-    folders: dict[str, StageFolder] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
-    stream: dict[str, Any] | None = None
-    """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
-
-    looking: bool = False
-    """Find out whether all is done, and do nothing."""
-
-    drawn: dict[str, Sequence[Sample]] = field(default_factory=dict)
-    """The samples of each source node, read once."""
-
-    def samples(self, step: Step) -> Sequence[Sample]:
-        """The samples of the step's source, as often as they are asked for."""
-        name = repr(step.nodes["source"])
-        if name not in self.drawn:
-            self.drawn[name] = list(build(step.nodes["source"]).samples())
-        return self.drawn[name]
-
-    def begin(self) -> None:
-        """Called where a stage's work begins. Raises Unfinished in a run that only looks."""
-        if self.looking:
-            raise Unfinished
-
-    def inputs(self, step: Step, kind: str) -> StageFolder | None:
-        """The folder of the input step of this kind, if the step has one."""
-        return next((self.folders[name] for name in step.inputs if name.split(":")[0] == kind), None)
 
 
 def run_step(step: Step, run: CellRun) -> StageFolder:
@@ -125,10 +88,7 @@ def critique(step: Step, run: CellRun) -> StageFolder:
 
 def train(step: Step, run: CellRun) -> StageFolder:
     """Train the method on the cell's items; the folder holds the adapter (or model) and its metrics."""
-    items, held_out = _items(step, run)
-    method = build(step.nodes["method"])
-    seed = step.nodes["seed"]
-    examples = method.examples(items, Random(seed))
+    items, examples, held_out = _examples(step, run)
     if not examples:
         raise UserError(
             f"{step.label}: {len(items)} samples give no example to train on; "
@@ -136,37 +96,67 @@ def train(step: Step, run: CellRun) -> StageFolder:
         )
     content = digest([example_digest(e, run.store) for e in examples])
     folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
-    with folder.lock():
+    # The machines of one training are in it together: a lock would keep all but one of them out.
+    with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
         if folder.manifest() is None:
             run.begin()
-            from nsft_exp.training import fit
-
             started = time.perf_counter()
-            with _streaming(run) as listen:
-                summary = fit(
-                    vlm=build(step.nodes["vlm"]),
-                    method=method,
-                    examples=examples,
-                    validation=method.examples(held_out, Random(seed)) if held_out else [],
-                    folder=folder.path,
-                    references=run.store.root / "reference",
-                    recipe=build(step.nodes["recipe"]),
-                    tuning=build(step.nodes["tuning"]),
-                    trainer=build(step.nodes["trainer"]),
-                    seed=seed,
-                    open_image=getattr(build(step.nodes["source"]), "open_image", None),
-                    parents=[run.folders[name].path for name in step.init],
-                    listen=listen,
-                )
+            if num_ranks(step.nodes["trainer"]) > 1:
+                summary = run_ranks(to_order(step, run), folder.path, step.nodes["trainer"])
+            else:
+                summary = _fit(step, run, folder.path, examples, held_out)
             shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
-            folder.finish(
-                {
-                    "counts": {**item_counts(items), "examples": len(examples), **_left_out(method, items)},
-                    **summary,
-                    **circumstances(started),
-                }
-            )
+            left_out = _left_out(build(step.nodes["method"]), items)
+            counts = {**item_counts(items), "examples": len(examples), **left_out}
+            folder.finish({"counts": counts, **summary, **circumstances(started)})
     return folder
+
+
+def train_rank(step: Step, run: CellRun, folder: Path, world: World) -> dict[str, Any]:
+    """One process's part of a training on several: the first one's summary, nothing from the others.
+
+    The process that started it holds the folder's lock and writes the manifest.
+    """
+    _, examples, held_out = _examples(step, run)
+    return _fit(step, run, folder, examples, held_out, world)
+
+
+def _examples(step: Step, run: CellRun) -> tuple[list[Item], list[Example], list[Example]]:
+    """The items that are trained on, their examples, and those of the validation set."""
+    items, held_out = _items(step, run)
+    method, seed = build(step.nodes["method"]), step.nodes["seed"]
+    validation = method.examples(held_out, Random(seed)) if held_out else []
+    return items, method.examples(items, Random(seed)), validation
+
+
+def _fit(
+    step: Step,
+    run: CellRun,
+    folder: Path,
+    examples: list[Example],
+    validation: list[Example],
+    world: World | None = None,
+) -> dict[str, Any]:
+    from nsft_exp.training import fit
+
+    first = world is None or world.first
+    with _streaming(run) if first else nullcontext() as listen:
+        return fit(
+            vlm=build(step.nodes["vlm"]),
+            method=build(step.nodes["method"]),
+            examples=examples,
+            validation=validation,
+            folder=folder,
+            references=run.store.root / "reference",
+            recipe=build(step.nodes["recipe"]),
+            tuning=build(step.nodes["tuning"]),
+            trainer=build(step.nodes["trainer"]),
+            seed=step.nodes["seed"],
+            open_image=getattr(build(step.nodes["source"]), "open_image", None),
+            parents=[run.folders[name].path for name in step.init],
+            listen=listen,
+            world=world,
+        )
 
 
 def _left_out(method: Any, items: list[Item]) -> dict[str, Any]:
@@ -231,11 +221,6 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
 
 
 # --- shared ----------------------------------------------------------------------------------------
-
-
-def build(node: dict[str, Any]) -> Any:
-    """Return the object that a config node describes: its `_target_` called with its other keys."""
-    return instantiate(node, _convert_="all")
 
 
 def load_vlm(step: Step, run: CellRun) -> Any:

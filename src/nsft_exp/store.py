@@ -51,6 +51,7 @@ IGNORED = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
+    "trainer.rendezvous",
     "trainer.threads",
     "trainer.num_workers",
     "trainer.micro_batch",

@@ -17,10 +17,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from peft import PeftModel
 
 from nsft_exp.batching import GlobalBatches
-from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles
+from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles, StopSignals
 from nsft_exp.conversation import PROMPT
 from nsft_exp.interfaces import VLM, Method
 from nsft_exp.job import Job, make_reference, make_trainable, prepare
@@ -30,6 +31,7 @@ from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import ROLES, Decoding, Example, Request
 from nsft_exp.reference import Live, Reference, reference_mode
 from nsft_exp.store import replace_folder
+from nsft_exp.world import World
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
 
@@ -53,6 +55,7 @@ def fit(
     progress: bool = True,
     parents: Sequence[Path] = (),
     listen: Listener | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train and return a summary: steps, tokens, trainable parameters, models held, peak memory.
 
@@ -61,7 +64,8 @@ def fit(
     `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
     `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
     pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
-    metrics and, its names under `time/`, of the times, once it is written.
+    metrics and, its names under `time/`, of the times, once it is written. In a `world` of several processes
+    the first one writes the files and returns the summary; the others return nothing.
 
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.
@@ -70,9 +74,12 @@ def fit(
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     folder.mkdir(parents=True, exist_ok=True)
+    world = world or World()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    job = prepare(vlm, method, examples, validation, recipe, tuning, trainer, seed, open_image, parents)
+    job = prepare(
+        vlm, method, examples, validation, recipe, tuning, trainer, seed, open_image, parents, world
+    )
     reference = make_reference(job, references, vlm, parents)
     peft = make_trainable(job)
     if isinstance(reference, Live) and reference.loaded is job.loaded:
@@ -81,6 +88,8 @@ def fit(
     files = RunFiles(folder)
     module = _module(job, reference, files, listen)
     _run(job, module, files, progress)
+    if not world.first:
+        return {}
     _save(job, peft, folder)
     return _summary(job, reference, files)
 
@@ -97,7 +106,8 @@ def quiet() -> None:
 
 def _module(job: Job, reference: Reference | None, files: RunFiles, listen: Listener | None) -> TokenTraining:
     features_change = job.tuning.train_projector
-    held = range(job.num_trained, len(job.examples))
+    num_held, rank, size = len(job.examples) - job.num_trained, job.world.rank, job.world.size
+    mine = range(job.num_trained + rank, len(job.examples), size)
     return TokenTraining(
         job.loaded,
         job.method,
@@ -105,14 +115,19 @@ def _module(job: Job, reference: Reference | None, files: RunFiles, listen: List
         job.recipe,
         len(job.steps),
         job.seed,
-        record=_heard(files.metrics, listen),
-        record_time=_heard(files.times, listen, "time/"),
+        record=_heard(files.metrics, listen) if job.world.first else _unheard,
+        record_time=_heard(files.times, listen, "time/") if job.world.first else _unheard,
         log_every=job.trainer.log_every,
-        validate_every=job.trainer.validate_every if held else 0,
-        validate=lambda: job.batches(held),
-        look=partial(_look, job, files.samples),
+        validate_every=job.trainer.validate_every if num_held else 0,
+        validate=lambda: job.batches(mine),
+        look=partial(_look, job, files.samples) if job.world.first else lambda step: None,
         shared_features=not features_change,
+        world=job.world,
     )
+
+
+def _unheard(row: dict[str, Any]) -> None:
+    """What a process that is not the first does with a row: the first one writes it."""
 
 
 def _heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
@@ -130,16 +145,20 @@ def _heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
 def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> None:
     """Train from the checkpoint, if there is one, to the last step."""
     done = files.resume_step()
-    files.cut_after(done)
+    if job.world.first:
+        files.cut_after(done)
     if done == len(job.steps):
         module.load_state_dict(files.read_checkpoint()["state_dict"], strict=False)
         return
     callbacks: list[Any] = [Checkpoints(files.checkpoint, job.trainer.checkpoint_every, len(job.steps))]
-    if progress:
+    callbacks.append(StopSignals(files.checkpoint, job.world))
+    if progress and job.world.first:
         callbacks.append(StepBar(len(job.steps)))
     trainer = L.Trainer(
         accelerator="gpu" if job.device.type == "cuda" else "cpu",
-        devices=1,
+        devices=job.trainer.devices if job.world.size > 1 else 1,
+        num_nodes=job.trainer.num_nodes if job.world.size > 1 else 1,
+        strategy=SummedGradients() if job.world.size > 1 else "auto",
         precision=job.precision,  # type: ignore[arg-type]
         max_epochs=1,
         logger=False,
@@ -153,9 +172,10 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         plugins=[AtomicCheckpointIO()],
         callbacks=callbacks,
     )
+    lengths = [example.length for example in job.examples]
     loader = GlobalBatches(
         job.examples,
-        job.steps,
+        [job.world.share(step, lengths) for step in job.steps],
         job.trainer.micro_batch,
         job.pixels,
         job.loaded.pad_id,
@@ -164,6 +184,17 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
     with _interruptible(trainer):
         checkpoint = files.checkpoint if done else None
         trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+
+
+class SummedGradients(DDPStrategy):
+    """Lightning's DDP without its wrapper: the module itself sums the gradients, once a global batch.
+
+    Terms are already divided by their weight over all processes, so gradients are summed, not averaged; and a
+    process may have fewer micro-batches than another, or none.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""What running a cell carries from step to step, and how another process is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from nsft_exp.plan import Step
+from nsft_exp.records import Sample, to_json
+from nsft_exp.store import StageFolder, Store
+
+
+class Unfinished(Exception):
+    """A stage has work left, in a run that only looks."""
+
+
+@dataclass
+class CellRun:
+    """What running one cell has produced so far: the folder and the key of each step by name."""
+
+    store: Store
+    threads: int | None = None
+    """CPU threads of every stage: the same number gives the same bytes (None: as torch chooses)."""
+    folders: dict[str, StageFolder] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    stream: dict[str, Any] | None = None
+    """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
+
+    looking: bool = False
+    """Find out whether all is done, and do nothing."""
+
+    drawn: dict[str, Sequence[Sample]] = field(default_factory=dict)
+    """The samples of each source node, read once."""
+
+    def samples(self, step: Step) -> Sequence[Sample]:
+        """The samples of the step's source, as often as they are asked for."""
+        name = repr(step.nodes["source"])
+        if name not in self.drawn:
+            self.drawn[name] = list(build(step.nodes["source"]).samples())
+        return self.drawn[name]
+
+    def begin(self) -> None:
+        """Called where a stage's work begins. Raises Unfinished in a run that only looks."""
+        if self.looking:
+            raise Unfinished
+
+    def inputs(self, step: Step, kind: str) -> StageFolder | None:
+        """The folder of the input step of this kind, if the step has one."""
+        return next((self.folders[name] for name in step.inputs if name.split(":")[0] == kind), None)
+
+
+def build(node: dict[str, Any]) -> Any:
+    """Return the object that a config node describes: its `_target_` called with its other keys."""
+    return instantiate(node, _convert_="all")
+
+
+def to_order(step: Step, run: CellRun) -> dict[str, Any]:
+    """Return a step and its run as plain JSON values, for another process."""
+    return {
+        "step": to_json(step),
+        "runs": str(run.store.root),
+        "threads": run.threads,
+        "folders": {name: str(folder.path) for name, folder in run.folders.items()},
+        "keys": run.keys,
+        "stream": run.stream,
+    }
+
+
+def from_order(order: dict[str, Any]) -> tuple[Step, CellRun]:
+    """Return the step and the run that `to_order` wrote."""
+    step = Step(**(order["step"] | {name: tuple(order["step"][name]) for name in ("inputs", "init")}))
+    folders = {name: StageFolder(Path(path)) for name, path in order["folders"].items()}
+    return step, CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])

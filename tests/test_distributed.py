@@ -1,0 +1,183 @@
+"""Training on several processes: the same curve as with one, resumed with another number, ended whole."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import DEBUG, POPE_ONLY
+from nsft_exp.records import UserError
+from nsft_exp.torchrun import torchrun_words
+from nsft_exp.world import World
+
+WORDS = (
+    *DEBUG,
+    *POPE_ONLY,
+    "source.size=12",
+    "recipe.batch_size=5",
+    "recipe.epochs=2",
+    "trainer.micro_batch=2",
+)
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=2")
+LONG = "recipe.epochs=40"
+"""120 steps: enough to be stopped in."""
+ONE = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=1")
+
+
+def folder_of(root: Path) -> Path:
+    """The one train folder beneath a directory."""
+    (folder,) = (root / "runs" / "train").iterdir()
+    return folder
+
+
+def curve(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder_of(root) / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder_of(root) / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_curve(one: Path, two: Path) -> list[int]:
+    """Losses within 1e-5; ten times that for diagnostics: some are small differences of large sums."""
+    first, second = curve(one), curve(two)
+    for a, b in zip(first, second, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+        losses = {name for name in a if name.split("/")[0] in ("loss", "validation") and "loss" in name}
+        assert {n: b[n] for n in losses} == pytest.approx({n: a[n] for n in losses}, rel=1e-5, abs=1e-6)
+    return [row["step"] for row in second]
+
+
+def assert_same_training(one: Path, two: Path, steps: int = 6) -> None:
+    assert assert_same_curve(one, two) == list(range(1, steps + 1))
+    there = weights(two)
+    for name, value in weights(one).items():
+        assert torch.allclose(there[name], value, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.fixture
+def cell(tmp_path: Path, toy_data: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `nsft` with these words in a directory of its own (`at`); the process is given."""
+
+    def start(at: str, *words: str) -> subprocess.Popen[str]:
+        (tmp_path / at).mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "nsft_exp", *WORDS, f"paths.data={toy_data}", *words]
+        return subprocess.Popen(
+            command, cwd=tmp_path / at, text=True, stderr=subprocess.PIPE, start_new_session=True
+        )
+
+    return start
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    """Wait for a process that must end well; returns what it said."""
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.parametrize("method", ["nsft", pytest.param("gt_dpo", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any) -> None:
+    held_out = ("trainer.held_out=3", "trainer.validate_every=6")
+    processes = [cell(at, f"method={method}", *how, *held_out) for at, how in (("one", ONE), ("two", TWO))]
+    for process in processes:
+        done(process)
+    assert assert_same_curve(tmp_path / "one", tmp_path / "two") == [1, 2, 3, 4, 5, 6, 6]
+    assert "validation/loss" in curve(tmp_path / "two")[-1]
+
+
+@pytest.mark.slow
+def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, cell: Any) -> None:
+    words = ("method=gt_dpo", "trainer.reference=cached")
+    processes = [cell(at, *how, *words) for at, how in (("one", ONE), ("two", TWO))]
+    for process in processes:
+        done(process)
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(TWO, ONE), (ONE, TWO)], ids=["2 to 1", "1 to 2"])
+def test_a_stopped_training_goes_on_with_another_number_of_processes(
+    before: Sequence[str], after: Sequence[str], tmp_path: Path, cell: Any
+) -> None:
+    left_alone = cell("whole", "method=cont_sft", *ONE, LONG)
+    stopped = cell("stopped", "method=cont_sft", *before, LONG)
+    wait_for_rows(tmp_path / "stopped", 2, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert "the same command goes on" in said
+    assert (folder_of(tmp_path / "stopped") / "checkpoint" / "last.ckpt").exists()
+    assert len(curve(tmp_path / "stopped")) < 120
+    done(cell("stopped", "method=cont_sft", *after, LONG))
+    done(left_alone)
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", 120)
+
+
+def wait_for_rows(root: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a training has logged so many steps."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        files = list((root / "runs").glob("train/*/metrics.jsonl"))
+        if files and files[0].read_text("utf-8").count("\n") >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} rows: {process.communicate()[1] if process.poll() is not None else ''}")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(tmp_path: Path, cell: Any) -> None:
+    process = cell("cell", "method=cont_sft", *TWO, LONG)
+    wait_for_rows(tmp_path / "cell", 1, process)
+    ranks = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "nsft_exp.rank" in p.cmdline()
+    ]
+    rank = next(p for p in ranks if p.environ().get("RANK") == "1")
+    rank.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "training on several processes ended" in said
+    assert not (folder_of(tmp_path / "cell") / "adapter").exists()
+    assert not (folder_of(tmp_path / "cell") / "manifest.json").exists()
+    done(cell("cell", "method=cont_sft", *TWO, LONG))
+    done(cell("whole", "method=cont_sft", *ONE, LONG))
+    assert_same_training(tmp_path / "whole", tmp_path / "cell", 120)
+
+
+@pytest.mark.slow
+def test_two_groups_of_processes_meet_at_a_rendezvous(tmp_path: Path, cell: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    words = ("method=cont_sft", *ONE, "trainer.num_nodes=2", f"trainer.rendezvous={place}")
+    nodes = [cell("nodes", *words) for _ in range(2)]
+    for node in nodes:
+        done(node)
+    done(cell("one", "method=cont_sft", *ONE))
+    assert_same_training(tmp_path / "one", tmp_path / "nodes")
+
+
+def test_shares_are_whole_examples_of_about_as_many_tokens() -> None:
+    lengths = [90, 10, 50, 40, 60, 20, 30]
+    shares = [World(rank, 3).share(range(7), lengths) for rank in range(3)]
+    assert sorted(n for share in shares for n in share) == list(range(7))
+    assert [sum(lengths[n] for n in share) for share in shares] == [90 + 20 + 10, 60 + 30, 50 + 40]
+    assert World(1, 2).share([4], lengths) == []
+
+
+def test_several_nodes_need_a_place_to_meet() -> None:
+    with pytest.raises(UserError, match=r"trainer\.rendezvous"):
+        torchrun_words({"devices": 2, "num_nodes": 2}, [])
+    assert "--rdzv-endpoint=a:1" in torchrun_words({"devices": 2, "num_nodes": 2, "rendezvous": "a:1"}, [])
