@@ -41,7 +41,9 @@ def answers(pairs: Iterable[tuple[Any, str]], prompts: Sequence[str] | None = No
     pairs = list(pairs)
     prompts = prompts or [""] * len(pairs)
     return [
-        AnswerLine(f"answers.jsonl: line {k}", i, text, prompt, {"question_id": i, "text": text})
+        AnswerLine(
+            f"answers.jsonl: line {k}", i, text, prompt, {"question_id": i, "prompt": prompt, "text": text}
+        )
         for k, ((i, text), prompt) in enumerate(zip(pairs, prompts, strict=True), 1)
     ]
 

@@ -274,7 +274,7 @@ def test_a_broken_annotation_file_is_one_error_with_its_place(root: Path) -> Non
 def test_every_caption_of_a_file_counts_and_an_unknown_image_has_no_objects(root: Path) -> None:
     captions = answers([(7, "A dog."), (7, "A dog."), (99, "A cup.")])
     summary, scores = summarise(chair(root), captions)
-    assert [s.counts["hallucinated_words"] for s in scores] == [0, 0, 1]
+    assert [s["score"]["counts"]["hallucinated_words"] for s in scores] == [0, 0, 1]
     assert summary["metrics"]["chair_i"] == pytest.approx(100 / 3)
     assert (summary["complete"], summary["duplicate"]["ids"], summary["unknown"]["ids"]) == (False, [7], [99])
     listed, _ = summarise(chair(root, images=[7, 3]), answers([(7, "A dog.")]))
@@ -299,6 +299,23 @@ def test_captions_are_read_from_lines_lists_and_the_originals_own_form(tmp_path:
         (tmp_path / name).write_text(text)
         read = read_answers(tmp_path / name)
         assert [(line.id, line.text) for line in read] == [(7, "A dog."), (3, "A cup.")], name
+
+
+def test_a_captions_image_is_its_image_id_whatever_else_the_line_counts(root: Path) -> None:
+    forms = [
+        {"question_id": 0, "image_id": 7, "prompt": "p", "text": "A dog."},  # POPE's caption files
+        {"image_id": 7, "text": "A dog."},
+        {"image": "COCO_val2014_000000000007.jpg", "caption": "A dog."},
+        {"question_id": 7, "image": "elsewhere.jpg", "text": "A dog."},
+    ]
+    for row in forms:
+        path = write_json(root / "c.json", [row])
+        summary, _ = summarise(chair(root), read_answers(path))
+        assert (summary["metrics"]["chair_i"], summary["complete"]) == (0, True), row
+        assert "1 images" in summary["protocol"]
+    path = write_json(root / "c.json", [{"image_id": "7", "caption": "A dog."}])  # text is no number: unknown
+    summary, _ = summarise(chair(root), read_answers(path))
+    assert (summary["metrics"]["chair_i"], summary["unknown"]["ids"]) == (100, ["7"])
 
 
 def test_five_thousand_long_captions_take_seconds(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -110,6 +113,19 @@ def test_mme_lines_are_found_by_category_stem_and_question(mme_root: Path) -> No
     assert shifted["metrics"]["existence_acc_plus"] == 50  # No + Yes of two images are a right pair
     assert "pairs of consecutive lines are of two images" in " ".join(shifted["warnings"])
     assert shifted["complete"] is False
+
+
+def test_mme_passes_over_categories_that_are_not_asked_for_and_wants_its_blanks(mme_root: Path) -> None:
+    lines = answers(
+        [("artwork/images/7.png", "Yes"), ("existence/0001.jpg", "Yes"), ("existence/0001.jpg", "No")],
+        ["who?", "Is there a dog?" + S, "Is there a cow?" + S],
+    )
+    one = Mme(str(mme_root), categories=["existence"])
+    assert summarise(one, lines)[0]["metrics"]["existence"] == 200
+    # with the sentence in the prompt the official program does not try a second blank before it
+    lines[2] = answers([("existence/0001.jpg", "No")], ["Is there a cow? Please answer yes or no."])[0]
+    with pytest.raises(UserError, match="has no question"):
+        summarise(one, lines)
 
 
 def test_mme_stops_where_the_official_program_does(mme_root: Path) -> None:
@@ -263,13 +279,13 @@ COLUMNS = (
     "l2-category",
     "split",
 )
-PICTURE = base64.b64encode(b"\xff\xd8picture").decode()
+PICTURE, OTHER = (base64.b64encode(b"\xff\xd8" + name).decode() for name in (b"picture", b"other"))
 
 
 def write_mmbench(root: Path) -> Path:
     rows = [
         (1, "Q1?", "H", "cat", "dog", "", "None", "A", "c1", PICTURE, "l1", "dev"),
-        (2, "Q2?", "nan", "up", "down", "left", "", "C", "c2", PICTURE, "l1", "dev"),
+        (2, "Q2?", "nan", "up", "down", "left", "", "C", "c2", OTHER, "l1", "dev"),
         (1000001, "Q1?", "H", "dog", "cat", "", "", "B", "c1", "1", "l1", "dev"),
         (1000002, "Q2?", "", "left", "up", "down", "", "A", "c2", PICTURE, "l1", "dev"),
         (2000002, "Q2?", "", "down", "left", "up", "", "B", "c2", PICTURE, "l1", "dev"),
@@ -364,8 +380,62 @@ def test_one_tsv_with_answers_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "mmbench_dev.tsv"
     text = path.read_text()
     path.write_text(text.replace("\tA\tc1", "\t\tc1", 1))
-    with pytest.raises(UserError, match=r"mmbench_dev.tsv: line 2: answer `` is not one of its options"):
+    with pytest.raises(UserError, match=r"mmbench_dev.tsv: line 2: answer `` is not the letter of an option"):
         mmbench(tmp_path).requests()
-    path.write_text(text.replace("answer", "label", 1))
-    with pytest.raises(UserError, match="line 1: has no column answer"):
+    path.write_text(text.replace("question", "text", 1))
+    with pytest.raises(UserError, match="line 1: has no column question"):
         mmbench(tmp_path).requests()
+    path.write_text(text[: text.rindex("dev") - 20])
+    with pytest.raises(UserError, match="line 6: has more or fewer cells than the header"):
+        mmbench(tmp_path).requests()
+
+
+def test_a_right_option_that_reads_as_no_value_cannot_be_chosen(tmp_path: Path) -> None:
+    path = write_mmbench(tmp_path) / "mmbench_dev.tsv"
+    path.write_text(path.read_text().replace("\tNone\tA\tc1", "\tNone\tD\tc1"))
+    summary, _ = summarise(mmbench(tmp_path), answers([(1, "D"), (2, "C"), (1000001, "B")]))
+    # pandas reads the cell "None" as no value, so that D is no option of the first pass
+    assert (summary["metrics"]["rows"], summary["metrics"]["c1"]) == (40, 0)
+
+
+SPREADSHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+
+
+def read_sheet(data: bytes) -> list[dict[str, str]]:
+    """The cells of an .xlsx file's sheet, row by row, by column letter."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+    rows = sheet.iter(f"{SPREADSHEET}row")
+    return [{str(c.get("r"))[0]: "".join(c.itertext()) for c in row} for row in rows]
+
+
+def test_a_test_split_gives_llavas_upload_file_and_no_scores(tmp_path: Path) -> None:
+    path = write_mmbench(tmp_path) / "mmbench_dev.tsv"
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    without = [[cell for k, cell in enumerate(row) if k != COLUMNS.index("answer")] for row in rows]
+    (tmp_path / "mmbench_test.tsv").write_text("".join("\t".join(row) + "\n" for row in without))
+    path.unlink()
+    benchmark = mmbench(tmp_path)
+    said = {
+        r.id: text
+        for r, text in zip(benchmark.requests(), ["A", "", "<B> & C", "nan", " C\x0b"], strict=True)
+    }
+    assert score_all(benchmark, list(said.values())) == [None] * 5
+    with pytest.raises(UserError, match="has no answers; MMBench's server scores it"):
+        summarise(benchmark, answers([(1, "A")]))
+    (name,) = benchmark.submission(said)
+    sheet = read_sheet(benchmark.submission(said)[name])
+    assert name == "mmbench_test.xlsx"
+    assert list(sheet[0].values()) == ["index", "question", "A", "B", "C", "D", "prediction", "split"]
+    assert sheet[1] == {"A": "1", "B": "Q1?", "C": "cat", "D": "dog", "F": "None", "G": "A", "H": "dev"}
+    assert [row["G"] for row in sheet[1:]] == ["A", "", "<B> & C", "nan", " C_x000B_"]
+    assert benchmark.submission({"1": "A"}) == {}
+
+
+def test_the_upload_file_of_a_split_with_answers_has_them_after_the_prediction(tmp_path: Path) -> None:
+    benchmark = mmbench(write_mmbench(tmp_path))
+    (data,) = benchmark.submission(dict.fromkeys(benchmark.items(), "A")).values()
+    assert list(read_sheet(data)[0].values())[6:] == ["prediction", "answer", "split"]
+    reader = pytest.importorskip("openpyxl")
+    book = reader.load_workbook(io.BytesIO(data))
+    assert [c.value for c in book.active[3]] == [2, "Q2?", "up", "down", "left", None, "A", "C", "dev"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -212,6 +213,40 @@ def test_answers_in_another_order_warn_with_the_score_by_id(root: Path) -> None:
     assert summary["metrics"]["random_f1"] == pytest.approx(40)
     by_id = (80 + 100 + 200 / 3) / 3
     assert f"joined by id the mean F1 is {by_id:.2f}" in " ".join(summary["warnings"])
+
+
+def prompts(root: Path) -> dict[int, str]:
+    rows = map(json.loads, (root / "llava_pope_test.jsonl").read_text().splitlines())
+    return {row["question_id"]: row["text"] for row in rows}
+
+
+def test_answers_to_another_release_are_refused_by_their_prompts(root: Path) -> None:
+    asked = prompts(root)
+    (root / "llava_pope_test.jsonl").unlink()
+    whole = answers(zip(IDS, TEXTS, strict=True), [asked[i] for i in IDS])
+    assert summarise(pope(root), whole)[0]["complete"] is True
+    typo = [asked[i].replace("image?", "imange?") for i in IDS]
+    assert summarise(pope(root), answers(zip(IDS, TEXTS, strict=True), typo))[0]["complete"] is True
+    path = root / "coco" / "coco_pope_random.json"
+    path.write_text("\n".join(path.read_text().splitlines()[::-1]) + "\n")
+    with pytest.raises(UserError, match=r"line 1: its prompt is another question .*4 such lines.*e3e39262"):
+        summarise(pope(root), whole)
+
+
+def test_prompts_that_the_question_file_does_not_have_are_warned_of_as_the_official_program_goes_on(
+    root: Path,
+) -> None:
+    other = ["Is there a boat in the image?" + S] * len(IDS)
+    summary, _ = summarise(pope(root), answers(zip(IDS, TEXTS, strict=True), other))
+    assert summary["metrics"]["f1"] == pytest.approx((50 + 100 + 200 / 3) / 3)
+    assert "its prompt is another question" in " ".join(summary["warnings"])
+    assert summary["complete"] is False
+
+
+def test_answers_to_splits_that_are_not_asked_for_are_passed_over(root: Path) -> None:
+    lines = answers(zip(IDS, TEXTS, strict=True))
+    summary, _ = summarise(pope(root, splits=["popular"]), lines)
+    assert (summary["metrics"]["f1"], summary["complete"], summary["expected"]) == (100, True, 4)
 
 
 def test_where_the_official_program_stops_no_score_is_written(root: Path) -> None:

@@ -238,6 +238,16 @@ def test_textvqa_counts_every_line_and_stops_at_one_it_cannot_place(text_root: P
             summarise(textvqa(text_root), answers([(key, "hp")], [prompt]))
 
 
+def test_textvqas_protocol_says_whether_the_answered_prompts_had_tokens(text_root: Path) -> None:
+    forms = ["What brand?" + S, "What year?\nReference OCR token: 1999" + S]
+    said = {}
+    for name, lines in (("without", forms[:1]), ("with", forms[1:]), ("some", forms)):
+        said[name] = summarise(textvqa(text_root), answers([("im1", "x")] * len(lines), lines))[0]["protocol"]
+    assert "prompt without OCR tokens;" in said["without"]
+    assert "prompt with OCR tokens;" in said["with"]
+    assert "prompt with OCR tokens in some lines;" in said["some"]
+
+
 def test_textvqa_wants_ten_answers(text_root: Path) -> None:
     path = text_root / "TextVQA_0.5.1_val.json"
     data = json.loads(path.read_text())
@@ -304,6 +314,33 @@ def test_llavas_vqa_lines_are_converted_and_a_missing_one_is_an_answer_of_nothin
     assert summary["metrics"]["accuracy"] == 50
     assert (summary["answered"], summary["missing"]["ids"], summary["unknown"]["ids"]) == (1, [2], [7])
     assert summary["complete"] is False
+
+
+def test_a_vqa_test_split_gives_its_servers_results_file(vqa_root: Path) -> None:
+    (vqa_root / "v2_mscoco_val2014_annotations.json").unlink()
+    path = vqa_root / "v2_OpenEnded_mscoco_val2014_questions.json"
+    path.rename(vqa_root / "v2_OpenEnded_mscoco_test-dev2015_questions.json")
+    benchmark = vqav2(vqa_root, split="test-dev2015")
+    said = {"1": "The dog's.", "2": "1,000"}
+    (name,) = benchmark.submission(said)
+    assert name == "v2_OpenEnded_mscoco_test-dev2015_results.json"
+    rows = [{"question_id": 1, "answer": "dog 's"}, {"question_id": 2, "answer": "1000"}]
+    assert json.loads(benchmark.submission(said)[name]) == rows
+    whole = [{"question_id": i, "image_id": 42, "question": "Q?"} for i in (3, 2, 1)]
+    write_json(vqa_root / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": whole})
+    assert json.loads(benchmark.submission(said)[name]) == [{"question_id": 3, "answer": ""}, *rows[::-1]]
+    assert benchmark.submission({"1": "x"}) == {}
+
+
+def test_gqas_predictions_file_is_what_its_program_reads(gqa_root: Path) -> None:
+    said = {"01": "Yes.", "02": "Red", "03": " blue"}
+    ((name, text),) = gqa(gqa_root).submission(said).items()
+    assert name == "testdev_balanced_predictions.json"
+    assert json.loads(text)[2] == {"questionId": "03", "prediction": " blue"}
+    (gqa_root / name).write_text(text)
+    summary, _ = summarise(gqa(gqa_root), read_answers(gqa_root / name))
+    assert summary["metrics"]["accuracy"] == pytest.approx(200 / 3)
+    assert gqa(gqa_root).submission({"01": "yes"}) == {}
 
 
 def test_a_vqa_test_split_gives_questions_and_no_scores(vqa_root: Path) -> None:

@@ -145,15 +145,15 @@ def test_a_study_that_takes_an_option_away_is_refused_too(
     )
     original = configs.folder
     monkeypatch.setattr(configs, "folder", lambda name: tmp_path if name == "experiments" else original(name))
-    with pytest.raises(UserError, match=r"benchmark has no option; benchmark can be: chair, "):
+    with pytest.raises(UserError, match=r"benchmark has no option; benchmark can be: all, chair, "):
         configs.compose_config([], "bare")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["benchmark=null"], "benchmark=null: benchmark can be: chair, "),
-        (["-m", "benchmark=toy,null"], "benchmark=toy,null: benchmark can be: chair, "),
+        (["benchmark=null"], "benchmark=null: benchmark can be: all, chair, "),
+        (["-m", "benchmark=toy,null"], "benchmark=toy,null: benchmark can be: all, chair, "),
         (["~method"], "~method: method can be: base, "),
         (["check", "source=null"], "source=null: source can be: llava150k, "),
         (["preset=null"], "preset=null: leave the word out for none; preset can be: debug, overfit"),

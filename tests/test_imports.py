@@ -33,7 +33,7 @@ ALLOWED = {
     "progress": VOCABULARY,
     "lit": TRAINING,
     "job": TRAINING,
-    "training": (*TRAINING, "checkpoint", "progress", "job", "lit"),
+    "training": (*TRAINING, "checkpoint", "child", "progress", "job", "lit"),
     "toy.tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
     "report": (*VOCABULARY, *MODEL),
     "wandb_log": (*VOCABULARY, "report"),

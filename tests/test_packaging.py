@@ -71,6 +71,10 @@ def test_an_installed_wheel_works_in_any_directory(tmp_path: Path) -> None:
     assert (place / "nsft_exp" / "toy" / "base" / "model.safetensors").stat().st_size < 8_000_000
 
 
+VERB_WORDS = ("to", "format", "kind", "python", "answers", "out", "strict")
+"""Words of verbs that are no config keys."""
+
+
 def commands() -> list[str]:
     """Every `nsft ...` command that the README shows (those of CONTRIBUTING: tests/test_contributing.py)."""
     text = (ROOT / "README.md").read_text("utf-8")
@@ -81,7 +85,7 @@ def commands() -> list[str]:
 def test_a_command_of_the_readme_composes(command: str) -> None:
     words = [w for w in shlex.split(command)[1:] if w not in ("-m", "--cfg", "job", "--help")]
     if words and words[0] in VERBS:
-        words = [w for w in words[1:] if w.partition("=")[0] not in ("to", "format", "kind", "python")]
+        words = [w for w in words[1:] if w.partition("=")[0] not in VERB_WORDS]
     name, overrides = split_config_name(words)
     configs.compose_config([re.sub(r"=([^$]*?),.*", r"=\1", word) for word in overrides], name)
 

@@ -156,12 +156,20 @@ def check(arguments: list[str]) -> int:
     return checks.check(arguments)
 
 
+def score(arguments: list[str]) -> int:
+    """`nsft score`: score a file of answers made elsewhere by a benchmark's official rule."""
+    from nsft_exp import score as scores
+
+    return scores.score(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "toy-base": toy_base,
     "check": check,
     "export": export,
     "export-model": export_model,
+    "score": score,
 }
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Checkpoints(L.Callback):
 
 
 class StopSignals(L.Callback):
-    """Ends the training at SIGTERM or SIGUSR1, after the optimizer step under way, its checkpoint written.
+    """Ends the training at SIGTERM or SLURM's warning, after the step under way, its checkpoint written.
 
     All processes of a training end at the same step. Lightning's own handler of SIGTERM is taken off: it
     speaks to the other processes from inside the signal.
@@ -39,6 +39,7 @@ class StopSignals(L.Callback):
 
     def __init__(self, path: Path, world: World) -> None:
         self.path, self.world = path, world
+        self.heard: list[int] = []
         self._block: Any = None
 
     def on_train_start(self, *_: Any) -> None:

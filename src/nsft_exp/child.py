@@ -14,15 +14,15 @@ from typing import Any
 
 TAIL = 40
 """Last lines of a child that are kept for the message about its end."""
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
-"""What ends a job: SIGTERM, and SIGUSR1, by which SLURM warns that the time is up (`--signal=USR1@120`)."""
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What ends a job: SIGTERM, and SLURM's warning that its time is up (`--signal=USR1@120`; submitit: USR2)."""
 
 
 def run_child(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, list[str]]:
     """Run a command; its stderr is passed on. Returns (return code, last lines of its stderr).
 
     It has a session of its own, so that its end is no one else's. A stopping signal goes on to it as SIGTERM,
-    it is waited for, and KeyboardInterrupt is raised.
+    it is waited for, who listened before hears it too, and KeyboardInterrupt is raised.
     """
     tail: deque[str] = deque(maxlen=TAIL)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -38,6 +38,7 @@ def run_child(command: Sequence[str], env: dict[str, str] | None = None) -> tupl
             child.terminate()
             raise
     if heard:
+        pass_on(heard)
         raise KeyboardInterrupt
     return child.returncode, list(tail)
 
@@ -63,6 +64,12 @@ def hearing(tell: Callable[[int], Any]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def pass_on(heard: Sequence[int]) -> None:
+    """Give a signal that was heard to who listens now: submitit then queues the job again and ends it."""
+    if heard and callable(signal.getsignal(heard[0])):
+        signal.raise_signal(heard[0])
 
 
 def end_with_parent() -> None:

@@ -64,7 +64,8 @@ def with_excluded_benchmarks(config: DictConfig) -> DictConfig:
     if not names or not all(isinstance(name, str) for name in names):
         return config
     node = config.benchmark
-    places = {str(name): f"benchmark.{name}" for name in node if OmegaConf.is_dict(node[name])}
+    members = [name for name in node if OmegaConf.is_dict(node[name]) and "_target_" in node[name]]
+    places = {str(name): f"benchmark.{name}" for name in members}
     if "_target_" in node:
         places = {str(node.get("name")): "benchmark"}
     unknown = [name for name in names if name not in places]

@@ -125,7 +125,8 @@ class Benchmark(Protocol):
 
         Where a metric needs several answers together (pairs of questions, rotated options), a benchmark
         also has `combine(scores) -> scores`: given all scores of a set, it adds the counts of the groups
-        that are whole. It is called once, before anything is summed.
+        that are whole. It is called once, before anything is summed. One that a server scores also has
+        `submission(answers by id) -> {file name: text or bytes}`, empty while an answer is missing.
         """
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def score_answers(
     with folder.appending() as append:
         for request in requests:
             append(_item_row(request, answers.get(request.id), scores.get(request.id)))
+    _write_submission(benchmark, answers, folder)
     totals: Counter[str] = Counter()
     for score in scored:
         totals.update(score.counts)
@@ -49,6 +50,16 @@ def score_answers(
         },
         "summed": {name: float(value) for name, value in sorted(totals.items())},
     }
+
+
+def _write_submission(benchmark: Any, answers: dict[str, Reply], folder: StageFolder) -> None:
+    """Write what the benchmark's own server or program takes, where there is such, to `submission/`."""
+    if not hasattr(benchmark, "submission"):
+        return
+    for name, content in benchmark.submission({key: reply.text for key, reply in answers.items()}).items():
+        path = folder.path / "submission" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def _item_row(request: Request, reply: Reply | None, score: ItemScore | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from peft import PeftModel
 
 from nsft_exp.batching import GlobalBatches
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles, StopSignals
+from nsft_exp.child import pass_on
 from nsft_exp.conversation import PROMPT
 from nsft_exp.interfaces import VLM, Method
 from nsft_exp.job import Job, make_reference, make_trainable, prepare
@@ -151,7 +152,8 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         module.load_state_dict(files.read_checkpoint()["state_dict"], strict=False)
         return
     callbacks: list[Any] = [Checkpoints(files.checkpoint, job.trainer.checkpoint_every, len(job.steps))]
-    callbacks.append(StopSignals(files.checkpoint, job.world))
+    stop = StopSignals(files.checkpoint, job.world)
+    callbacks.append(stop)
     if progress and job.world.first:
         callbacks.append(StepBar(len(job.steps)))
     trainer = L.Trainer(
@@ -181,9 +183,13 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         job.loaded.pad_id,
         job.trainer.num_workers,
     )
-    with _interruptible(trainer):
-        checkpoint = files.checkpoint if done else None
-        trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+    checkpoint = files.checkpoint if done else None
+    try:
+        with _interruptible(trainer):
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+    except KeyboardInterrupt:
+        pass_on(stop.heard)
+        raise
 
 
 class SummedGradients(DDPStrategy):

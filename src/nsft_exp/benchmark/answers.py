@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nsft_exp.benchmark.reading import need, read_json, read_json_lines, read_text
-from nsft_exp.records import ItemScore, Metric, UserError
+from nsft_exp.records import ItemScore, Metric, UserError, to_json
 
 KEYS = (
     ("question_id", "text"),  # LLaVA
     ("question_id", "answer"),  # VQAv2's results
     ("questionId", "prediction"),  # GQA's predictions
     ("image_id", "caption"),  # CHAIR
+    ("image_id", "text"),
+    ("image", "caption"),  # captions by COCO file name
 )
 
 
@@ -43,6 +45,7 @@ class ScoredAnswers:
     """What the official program makes of a file: the scores it sums, and what it passed over."""
 
     scores: list[ItemScore]
+    """One for every question or line that the official program counts."""
     expected: int
     """N: how many questions the benchmark has."""
     answered: int
@@ -53,6 +56,10 @@ class ScoredAnswers:
     warnings: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     """Official numbers that are not sums over items (GQA's distribution score)."""
+    said: list[str | None] = field(default_factory=list)
+    """The raw answer behind each score, in the same order; None: not answered."""
+    protocol: str = ""
+    """Names what was scored where the answers tell more of it than the benchmark's arguments."""
 
     @property
     def complete(self) -> bool:
@@ -114,9 +121,9 @@ def repeated(ids: Iterable[Hashable]) -> list[Any]:
 
 
 def absent(expected: Iterable[Hashable], given: Iterable[Hashable]) -> list[Any]:
-    """Return what is expected and not given, in order."""
+    """Return what is expected and not given, in order, each once."""
     seen = set(given)
-    return [i for i in expected if i not in seen]
+    return [i for i in dict.fromkeys(expected) if i not in seen]
 
 
 def sum_counts(scores: Iterable[ItemScore]) -> dict[str, float]:
@@ -129,41 +136,58 @@ def sum_counts(scores: Iterable[ItemScore]) -> dict[str, float]:
 
 
 def summarise(
-    benchmark: ScoresAnswers, lines: Sequence[AnswerLine], strict: bool = False, shown: int = 20
-) -> tuple[dict[str, Any], list[ItemScore]]:
+    benchmark: ScoresAnswers, lines: Sequence[AnswerLine], strict: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a file's lines as the official program does.
 
-    Returns (summary, scores). The summary holds every metric as a number (None where undefined), summed
-    counts, the protocol, `complete`, n of N and up to `shown` of the missing, duplicate and unknown ids
-    with how many there are. Raises UserError where the official program stops (a headline metric that
-    divides by zero among them), and for any incompleteness when `strict`.
+    Returns (summary, records). The summary holds every metric as a number (None where undefined), summed
+    counts, the protocol, `complete`, n of N and the missing, duplicate and unknown ids with how many there
+    are; a record is an item's score with the answer, in the form of an evaluate stage's `records.jsonl`.
+    Raises UserError where the official program stops (a headline metric that divides by zero among them),
+    and for any incompleteness when `strict`.
     """
     scored = benchmark.score_answers(lines)
+    account = _account(scored)
     if strict and not scored.complete:
-        raise UserError(f"{benchmark.name}: {_account(scored)}; complete the file or leave out strict=true")
+        why = "; ".join([account, *scored.warnings])
+        raise UserError(f"{benchmark.name}: {why}; complete the file or leave out strict=true")
     counts = sum_counts(scored.scores)
     metrics = {**benchmark.metrics(counts), **scored.extra}
-    for metric in benchmark.describe():
-        if metric.headline and _undefined(metrics.get(metric.name)):
-            raise UserError(
-                f"{benchmark.name}: {metric.name} divides by zero on these answers, where the official "
-                f"program stops ({_account(scored)}); no score is written"
-            )
+    _check_headline(benchmark, metrics, account)
     summary = {
         "benchmark": benchmark.name,
-        "protocol": benchmark.protocol,
+        "protocol": scored.protocol or benchmark.protocol,
         "complete": scored.complete,
         "answered": scored.answered,
         "expected": scored.expected,
         "metrics": {k: None if _undefined(v) else float(v) for k, v in metrics.items()},
-        "counts": counts,
+        "headline": [metric.name for metric in benchmark.describe() if metric.headline],
+        "counts": {"scored": len(scored.scores), **counts},
         "unparseable": sum(s.unparseable for s in scored.scores),
-        "warnings": scored.warnings if scored.complete else [_account(scored), *scored.warnings],
+        "warnings": [] if scored.complete else [account, *scored.warnings],
     }
     for kind in ("missing", "duplicate", "unknown"):
         ids = getattr(scored, kind)
-        summary[kind] = {"count": len(ids), "ids": ids[:shown]}
-    return summary, scored.scores
+        summary[kind] = {"count": len(ids), "ids": ids}
+    return summary, _records(scored)
+
+
+def _check_headline(benchmark: ScoresAnswers, metrics: Mapping[str, Any], account: str) -> None:
+    for metric in benchmark.describe():
+        value = metrics.get(metric.name)  # None: a benchmark's own word that a number is not to be had
+        if metric.headline and value is not None and math.isnan(value):
+            raise UserError(
+                f"{benchmark.name}: {metric.name} divides by zero on these answers, where the official "
+                f"program stops ({account}); no score is written"
+            )
+
+
+def _records(scored: ScoredAnswers) -> list[dict[str, Any]]:
+    said = scored.said or [None] * len(scored.scores)
+    return [
+        {"id": score.id, "answer": text, "score": to_json(score)}
+        for score, text in zip(scored.scores, said, strict=True)
+    ]
 
 
 def _undefined(value: Any) -> bool:

@@ -22,8 +22,10 @@ from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeat
 from nsft_exp.benchmark.caption_words import object_words, read_synonyms
 from nsft_exp.benchmark.coco import Coco
 from nsft_exp.benchmark.counting import get, percent, ratio
-from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, prepare, read_json, read_text
+from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, need, prepare, read_json, read_text
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
+
+VARIANT = "CHAIR, original variant (word_tokenize, pattern singularize)"
 
 
 class Chair:
@@ -48,7 +50,8 @@ class Chair:
         name: str = "chair",
     ) -> None:
         """`images`: ids, or a file of ids or file names (JSON list, or one a line); None: all of `splits`."""
-        self.name, self.prompt, self.splits = name, prompt, tuple(splits)
+        self.name, self.prompt = name, prompt
+        self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
         self.root, self.image_root, self.synonyms = Path(root), image_root, Path(synonyms)
         self.images = images if images is None or isinstance(images, str) else tuple(images)
         self.files_from = files_from
@@ -59,19 +62,17 @@ class Chair:
     @property
     def protocol(self) -> str:
         """The variant, the prompt, the decoding and the image set (its size and a digest of its ids)."""
-        asked = self.asked()
-        digest = hashlib.sha256(" ".join(map(str, sorted(asked))).encode()).hexdigest()[:8]
         sampling = f"temperature {self.decoding.temperature:g}" if self.decoding.temperature else "greedy"
         return (
-            f"CHAIR, original variant (word_tokenize, pattern singularize); prompt {self.prompt!r}, "
-            f"{sampling}, {self.decoding.max_new_tokens} tokens; {len(asked)} images ({digest})"
+            f"{VARIANT}; prompt {self.prompt!r}, {sampling}, {self.decoding.max_new_tokens} tokens; "
+            f"{_digest(self.asked())}"
         )
 
     def files(self) -> list[Path]:
         """The annotation files, the synonym table and the image list."""
         prepare(self.files_from)
         kinds = ("instances", "captions")
-        found = [self.root / "annotations" / f"{k}_{s}.json" for k in kinds for s in self.splits]
+        found = [self._folder() / f"{k}_{s}.json" for k in kinds for s in self.splits]
         listed = [Path(self.images)] if isinstance(self.images, str) else []
         return [*found, self.synonyms, *listed]
 
@@ -140,23 +141,37 @@ class Chair:
         ]
 
     def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
-        """Score captions; the line's id is COCO's image id (a number).
+        """Score captions by their `image_id` (a number), else COCO's file name under `image`, else their id.
 
         As in the official program every caption counts, a repeated one too, and every object word of an
         image without annotations is wrong. Missing ids are told against `images`, if that is set.
         """
-        given = [line.id for line in lines]
         known = self._annotations().names
+        given = self._images_of(lines)
         asked = self.asked() if self.images is not None else [i for i in dict.fromkeys(given) if i in known]
         expected = set(asked)
         return ScoredAnswers(
-            [self.score_caption(line.id, line.text) for line in lines],
+            [self.score_caption(i, line.text) for i, line in zip(given, lines, strict=True)],
             expected=len(asked),
             answered=len(expected & set(given)),
             missing=absent(asked, given),
             duplicate=repeated(given),
-            unknown=[i for i in dict.fromkeys(given) if i not in expected],
+            unknown=absent(given, expected),
+            said=[line.text for line in lines],
+            protocol=f"{VARIANT}; captions of a file; {_digest(asked)}",
         )
+
+    def _images_of(self, lines: Sequence[AnswerLine]) -> list[Any]:
+        """Each line's image: POPE's caption files count lines in `question_id` and have an `image_id` too."""
+        ids = {name: i for i, name in self._annotations().names.items()}
+        images = []
+        for line in lines:
+            if "image_id" in line.row:
+                images.append(need(line.row, "image_id", (int, str), line.where))
+            else:
+                name = line.row.get("image")
+                images.append(ids.get(name, line.id) if isinstance(name, str) else line.id)
+        return images
 
     def asked(self) -> list[int]:
         """The image ids in question, in order. UserError for one that the annotations lack."""
@@ -183,10 +198,21 @@ class Chair:
     def _annotations(self) -> Coco:
         if self._coco is None:
             prepare(self.files_from)
-            self._coco = Coco(
-                self.root / "annotations", self.splits, read_synonyms(self.synonyms), self.synonyms
-            )
+            nodes = read_synonyms(self.synonyms)
+            self._coco = Coco(self._folder(), self.splits, nodes, self.synonyms)
         return self._coco
+
+    def _folder(self) -> Path:
+        """COCO's folder `annotations` under `root`, or `root` itself where it holds the files."""
+        below = self.root / "annotations"
+        here = not below.is_dir() and any(self.root.glob("instances_*.json"))
+        return self.root if here else below
+
+
+def _digest(ids: Sequence[int]) -> str:
+    """Names an image set by its size and the first digits of the SHA-256 of its sorted ids."""
+    digest = hashlib.sha256(" ".join(map(str, sorted(ids))).encode()).hexdigest()[:8]
+    return f"{len(ids)} images ({digest})"
 
 
 def _read_list(path: Path) -> list[int | str]:

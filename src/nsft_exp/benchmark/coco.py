@@ -44,7 +44,7 @@ class Coco:
                 raise UserError(
                     f"{synonyms}: has no class `{name}` of {path}; give the table of these categories"
                 )
-            classes[category["id"]] = self.nodes[name]
+            classes[need(category, "id", int, where)] = self.nodes[name]
         for where, row in numbered_rows(data, "annotations", path, "annotation"):
             image, category = need(row, "image_id", int, where), need(row, "category_id", int, where)
             if category not in classes:

@@ -10,10 +10,12 @@ Questions that are not balanced are passed over. Images are `image_root/<imageId
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
@@ -85,6 +87,13 @@ class Gqa:
         """Exact match of the answer in lower case without final full stops."""
         return score_answer(self.items()[request.id], read_answer(reply.text))
 
+    def submission(self, answers: Mapping[str, str]) -> dict[str, str]:
+        """The predictions file of GQA's eval.py, converted as LLaVA's; nothing unless all are answered."""
+        if absent(self.items(), answers):
+            return {}
+        rows = [{"questionId": key, "prediction": read_answer(answers[key])} for key in self.items()]
+        return {self.file.name.replace("questions", "predictions"): json.dumps(rows)}
+
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy in percent: all, open (structural type query) and binary (the rest), and by type."""
         groups = [f"{kind}/{group}" for kind in TYPES for group in self._groups(kind)]
@@ -112,6 +121,7 @@ class Gqa:
         without an answer stops the program. `distribution` is the chi-square of answers by global group.
         """
         items = self.items()
+        raw = {line.id: line.text for line in lines if isinstance(line.id, str)}
         said = {
             line.id: line.text if "prediction" in line.row else read_answer(line.text)
             for line in lines
@@ -130,6 +140,7 @@ class Gqa:
             answered=len(items),
             duplicate=repeated(given),
             unknown=absent(given, items),
+            said=[raw[i] for i in items],
         )
         if any(item.group is not None for item in items.values()):
             scored.extra["distribution"] = distribution(items.values(), said) / 100
@@ -157,12 +168,14 @@ class Gqa:
     def _item(self, key: str, row: Any) -> GqaItem | None:
         where = f"{self.file}: question {key}"
         question, answer = need(row, "question", str, where), need(row, "answer", str, where)
-        types, grouped = need(row, "types", dict, where), row.get("groups") or {}
+        types = need(row, "types", dict, where)
+        grouped = need({"groups": None, **row}, "groups", (dict, NoneType), where) or {}
         if not need(row, "isBalanced", bool, where):
             return None
         image = need(row, "imageId", str, where)
-        kept = {kind: types[kind] for kind in TYPES if types.get(kind)}
-        return GqaItem(key, image, question, answer, kept, grouped.get("global"))
+        kept = {kind: need(types, kind, str, f"{where}: types") for kind in TYPES if types.get(kind)}
+        group = need({"global": None, **grouped}, "global", (str, NoneType), f"{where}: groups")
+        return GqaItem(key, image, question, answer, kept, group)
 
 
 def read_answer(text: str) -> str:

@@ -11,6 +11,7 @@ images are written to `image_root/<base index>.jpg` when they are first asked fo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,23 +19,14 @@ from typing import Any, Literal
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
 from nsft_exp.benchmark.counting import accuracy, get, percent
-from nsft_exp.benchmark.mmbench_file import MmbItem, read_rows, write_image
+from nsft_exp.benchmark.mmbench_file import MmbItem, read_rows, upload_table, write_image
+from nsft_exp.benchmark.mmbench_letters import NOTHING, Rules, read_letter
 from nsft_exp.benchmark.prompts import OPTION_LETTER
 from nsft_exp.benchmark.reading import MakesFiles, ask, prepare
+from nsft_exp.benchmark.xlsx import write_xlsx
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 OPTION_LETTER_CN = "\n请直接回答选项字母。"
-REFUSALS = (
-    "Sorry, I can't help with images of people yet.",
-    "I can't process this file.",
-    "I'm sorry, but without the image provided",
-    "Cannot determine the answer",
-)
-NOTHING = frozenset(
-    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A")
-) | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
-"""Answers that pandas reads back from the upload file as no value; the official rule then reads "nan"."""
-Rules = Literal["2024-03", "2025-08"]
 
 
 class MmBench:
@@ -59,6 +51,7 @@ class MmBench:
         self.max_new_tokens = max_new_tokens
         self._items: dict[str, MmbItem] | None = None
         self._images: dict[int, str] = {}
+        self._clusters: dict[int, str] = {}
 
     @property
     def protocol(self) -> str:
@@ -78,8 +71,10 @@ class MmBench:
         return found[0]
 
     def files(self) -> list[Path]:
-        """The TSV."""
+        """The TSV. Makes the image folder: whether it is there must not tell a first run from a second."""
         prepare(self.files_from)
+        if self.image_root is not None:
+            Path(self.image_root).mkdir(parents=True, exist_ok=True)
         return [self.file()]
 
     def requests(self) -> list[Request]:
@@ -88,9 +83,16 @@ class MmBench:
         questions = ((key, self._image(item), prompt(item) + sentence) for key, item in self.items().items())
         return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
 
-    def score(self, request: Request, reply: Reply) -> ItemScore:
-        """One rotation's letter; `combine` adds the counts of the whole question."""
-        return self._score(self.items()[request.id], reply.text)
+    def score(self, request: Request, reply: Reply) -> ItemScore | None:
+        """One rotation's letter; `combine` adds the counts of the whole question. None on a test split."""
+        item = self.items()[request.id]
+        return self._score(item, reply.text) if item.answer else None
+
+    def submission(self, answers: Mapping[str, str]) -> dict[str, bytes]:
+        """LLaVA's upload file for MMBench's server; nothing unless every row is answered."""
+        if absent(self.items(), answers):
+            return {}
+        return {f"{self.file().stem}.xlsx": write_xlsx(upload_table(self.file(), answers))}
 
     def combine(self, scores: Sequence[ItemScore]) -> list[ItemScore]:
         """Return the scores with each question's circular counts on its first row.
@@ -123,10 +125,11 @@ class MmBench:
     def describe(self) -> list[Metric]:
         """Circular accuracy is the headline."""
         groups = sorted({g for item in self.items().values() for g in (item.ability, item.category) if g})
+        title = "MMBench" if self.language == "en" else "MMB-CN"
         return [
-            Metric("circular", "MMBench", "up", "percent", "short_answer", headline=True),
-            Metric("rows", "MMBench rows", "up", "percent", "short_answer"),
-            *(Metric(g, f"MMBench {g}", "up", "percent", "short_answer") for g in groups),
+            Metric("circular", title, "up", "percent", "short_answer", headline=True),
+            Metric("rows", f"{title} rows", "up", "percent", "short_answer"),
+            *(Metric(g, f"{title} {g}", "up", "percent", "short_answer") for g in groups),
         ]
 
     def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
@@ -136,6 +139,8 @@ class MmBench:
         "nan" there, which is wrong unless an option's text is in that.
         """
         items = {item.index: item for item in self.items().values()}
+        if not all(item.answer for item in items.values()):
+            raise UserError(f"{self.file()}: has no answers; MMBench's server scores it")
         given = [line.id for line in lines]
         said = {line.id: line.text for line in lines}
         scores = [self._score(item, said.get(i, "")) for i, item in items.items()]
@@ -146,7 +151,8 @@ class MmBench:
             answered=len(items) - len(missing),
             missing=missing,
             duplicate=repeated(given),
-            unknown=list(dict.fromkeys(absent(given, items))),
+            unknown=absent(given, items),
+            said=[said.get(i) for i in items],
         )
 
     def _score(self, item: MmbItem, text: str) -> ItemScore:
@@ -154,7 +160,7 @@ class MmBench:
         correct = int(letter == item.answer)
         return ItemScore(
             str(item.index),
-            cluster=str(item.base),
+            cluster=self._cluster(item),
             counts={"rows": 1, "rows_correct": correct},
             parsed=letter,
             truth=f"{item.answer}. {item.options.get(item.answer, '')}",
@@ -170,6 +176,19 @@ class MmBench:
             self._images = {item.index: image for item, image in rows}
         return self._items
 
+    def _cluster(self, item: MmbItem) -> str:
+        """A digest of the image of a question's first pass (several questions may share one)."""
+        if item.base not in self._clusters:
+            image = self._image_text(item.base)
+            digest = hashlib.sha256(image.encode()).hexdigest()[:12]
+            self._clusters[item.base] = digest if image else str(item.base)
+        return self._clusters[item.base]
+
+    def _image_text(self, index: int) -> str:
+        """The image of a row in base64, its own or that of the row that it names; empty without one."""
+        text = self._images.get(index, "")
+        return self._images.get(int(text), "") if text.isdigit() else text
+
     def _image(self, item: MmbItem) -> str:
         """The path of an item's image, written on first use."""
         where = f"{self.file()}: index {item.index}"
@@ -177,8 +196,7 @@ class MmBench:
             raise UserError(f"{where}: `image_root` is not set; point it at a folder for the images")
         path = Path(self.image_root) / f"{item.base}.jpg"
         if not path.exists():
-            text = self._images[item.index]
-            write_image(path, self._images.get(int(text), "") if text.isdigit() else text, where)
+            write_image(path, self._image_text(item.index), where)
         return str(path)
 
 
@@ -190,29 +208,6 @@ def prompt(item: MmbItem) -> str:
             break
         text += f"\n{letter}. {item.options[letter]}"
     return text
-
-
-def read_letter(text: str, options: Mapping[str, str], rules: Rules = "2024-03") -> str:
-    """Return the option letter of an answer by VLMEvalKit's rules, Z for a refusal, "" if none reads it."""
-    if "Failed to obtain answer via API" not in text:
-        letter = _option_letter(text, options, rules)
-        if letter:
-            return letter
-    lower = text.lower()
-    if rules != "2024-03" and len(lower) > 2 * sum(map(len, options.values())):
-        return ""
-    named = [letter for letter, option in options.items() if option.lower() in lower]
-    return named[0] if len(named) == 1 else ""
-
-
-def _option_letter(text: str, options: Mapping[str, str], rules: Rules) -> str:
-    if any(refusal in text for refusal in REFUSALS):
-        return "Z"
-    words = "".join(" " if c in ".()[],:;!*#{}" else c for c in text).split()
-    letters = [letter for letter in options if letter in words]
-    if len(letters) == 1 and (rules == "2024-03" or words.index(letters[0]) > len(words) - 5):
-        return letters[0]
-    return "Z" if not letters and "Z" in words else ""
 
 
 def _circular(item: MmbItem, hit: int) -> dict[str, float]:

@@ -11,43 +11,16 @@ and each txt two lines `<question> Please answer yes or no.<TAB>Yes|No`. Images 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated
 from nsft_exp.benchmark.counting import get, percent
+from nsft_exp.benchmark.mme_files import COGNITION, PERCEPTION, YES_OR_NO, MmeFiles, MmeItem
 from nsft_exp.benchmark.prompts import SHORT_ANSWER
-from nsft_exp.benchmark.reading import MakesFiles, ask, prepare, read_text
+from nsft_exp.benchmark.reading import MakesFiles, ask, prepare
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
-
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-YES_OR_NO = " Please answer yes or no."
-
-
-@dataclass(frozen=True)
-class MmeItem:
-    """One question of an image's two."""
-
-    id: str
-    """`<category>/<stem>#1` or `#2`."""
-    category: str
-    stem: str
-    question: str
-    """As in the file, with its yes-or-no sentence."""
-    label: str
 
 
 class Mme:
@@ -62,13 +35,14 @@ class Mme:
         name: str = "mme",
     ) -> None:
         """`categories`: all fourteen make the published sums; fewer are summed as they are."""
+        categories = [categories] if isinstance(categories, str) else categories
         unknown = [c for c in categories if c not in PERCEPTION + COGNITION]
         if unknown or not categories:
             raise UserError(
                 f"benchmark.categories: {unknown} is not of MME; use {', '.join(PERCEPTION + COGNITION)}"
             )
         self.name, self.categories, self.max_new_tokens = name, tuple(categories), max_new_tokens
-        self.root, self.files_from = Path(root), files_from
+        self.source, self.files_from = MmeFiles(Path(root), self.categories), files_from
         self._items: dict[str, MmeItem] | None = None
 
     @property
@@ -81,7 +55,7 @@ class Mme:
     def files(self) -> list[Path]:
         """The question files."""
         prepare(self.files_from)
-        return [path for category in self.categories for path in self._question_files(category)]
+        return [path for category in self.categories for path in self.source.question_files(category)]
 
     def requests(self) -> list[Request]:
         """Both questions of every image, one after the other, category by category."""
@@ -90,7 +64,7 @@ class Mme:
         for key, item in self.items().items():
             pair = item.category, item.stem
             if pair not in images:
-                images[pair] = self._image(item)
+                images[pair] = self.source.image(item)
             text = item.question.replace(YES_OR_NO.strip(), "").strip() + SHORT_ANSWER
             questions.append((key, images[pair], text))
         return ask(questions, Decoding(max_new_tokens=self.max_new_tokens))
@@ -141,27 +115,27 @@ class Mme:
 
         A line is found by category, file stem and question. The official program pairs consecutive lines
         of a category and stops at a question that it does not know, an odd number of lines, or a category
-        without lines. Tabs and line ends in an answer, which would break its files, count as blanks.
+        without lines. Tabs and line ends in an answer, which would break its files, count as blanks. Lines
+        of categories that are not among `categories` are passed over.
         """
         known = {(item.category, item.stem, item.question): item for item in self.items().values()}
         by_category: dict[str, list[tuple[MmeItem, str]]] = {c: [] for c in self.categories}
+        left_out = {c for c in (*PERCEPTION, *COGNITION) if c not in self.categories}
         for line in lines:
-            item = self._find(line, known)
-            by_category[item.category].append((item, line.text))
-        scores: list[ItemScore] = []
-        mixed = 0
+            if str(line.id).split("/")[0] not in left_out:
+                item = self._find(line, known)
+                by_category[item.category].append((item, line.text))
         for category, answered in by_category.items():
             if not answered or len(answered) % 2:
                 what = "an odd number of answers" if answered else "no answer"
                 raise UserError(f"{self.name}: {what} in {category}, where the official program stops")
-            for one, two in zip(answered[::2], answered[1::2], strict=True):
-                pair = [score_answer(item, text) for item, text in (one, two)]
-                scores += [_with_pair(pair[0], pair[1], category), pair[1]]
-                mixed += one[0].stem != two[0].stem
-        given = [item.id for answered in by_category.values() for item, _ in answered]
+        flat = [found for answered in by_category.values() for found in answered]
+        given = [item.id for item, _ in flat]
+        mixed = sum(one.stem != two.stem for (one, _), (two, _) in zip(flat[::2], flat[1::2], strict=True))
         scored = ScoredAnswers(
-            scores, len(known), len(set(given)), absent(self.items(), given), repeated(given)
+            _paired(flat), len(known), len(set(given)), absent(self.items(), given), repeated(given)
         )
+        scored.said = [text for _, text in flat]
         if mixed:
             scored.warnings.append(
                 f"{mixed} pairs of consecutive lines are of two images, taken for one by the "
@@ -175,62 +149,23 @@ class Mme:
         question = line.prompt
         if SHORT_ANSWER.strip() in question:
             question = question.replace(SHORT_ANSWER.strip(), "").strip()
-        if YES_OR_NO.strip() not in question:
-            question += YES_OR_NO
-        for asked in (question, question.replace(YES_OR_NO, " " + YES_OR_NO)):
+        forms = [question]
+        if YES_OR_NO.strip() not in question:  # the release has one blank before the sentence, or two
+            forms = [question + YES_OR_NO, question + " " + YES_OR_NO]
+        for asked in forms:
             if (category, stem, asked) in known:
                 return known[category, stem, asked]
         raise UserError(
-            f"{line.where}: {line.id!r} has no question {question!r} under {self._release()}, where the "
-            "official program stops; give answers to these questions, with their `prompt`"
+            f"{line.where}: {line.id!r} has no question {question!r} under {self.source.release()}, where "
+            "the official program stops; give answers to these questions, with their `prompt`"
         )
 
     def items(self) -> dict[str, MmeItem]:
         """All questions by id; read once. UserError for a file that is not two questions."""
         if self._items is None:
             prepare(self.files_from)
-            items = [
-                item for c in self.categories for path in self._question_files(c) for item in _read(path, c)
-            ]
-            self._items = {item.id: item for item in items}
+            self._items = self.source.items()
         return self._items
-
-    def _release(self) -> Path:
-        below = self.root / "MME_Benchmark_release_version"
-        return below if below.is_dir() else self.root
-
-    def _question_files(self, category: str) -> list[Path]:
-        folder = self._release() / category
-        if (folder / "questions_answers_YN").is_dir():
-            folder = folder / "questions_answers_YN"
-        found = sorted(folder.glob("*.txt"))
-        if not found:
-            raise UserError(f"{folder}: no question files of MME's category {category}; correct `root`")
-        return found
-
-    def _image(self, item: MmeItem) -> str:
-        folder = self._release() / item.category
-        if (folder / "images").is_dir():
-            folder = folder / "images"
-        for suffix in (".jpg", ".png", ".jpeg"):
-            if (folder / (item.stem + suffix)).exists():
-                return str(folder / (item.stem + suffix))
-        return str(folder / (item.stem + ".jpg"))
-
-
-def _read(path: Path, category: str) -> list[MmeItem]:
-    rows = read_text(path).removesuffix("\n").split("\n")
-    items = []
-    for number, row in enumerate(rows, 1):
-        question, tab, label = row.strip().partition("\t")
-        if not tab or label.lower() not in ("yes", "no"):
-            raise UserError(f"{path}: line {number}: not `question<TAB>Yes|No`; fetch the file again")
-        items.append(
-            MmeItem(f"{category}/{path.stem}#{number}", category, path.stem, question, label.lower())
-        )
-    if len(items) != 2:
-        raise UserError(f"{path}: {len(items)} questions, not 2; fetch the file again")
-    return items
 
 
 def read_yes_no(text: str) -> str:
@@ -251,6 +186,14 @@ def score_answer(item: MmeItem, text: str) -> ItemScore:
         truth=item.label,
         unparseable=said == "other",
     )
+
+
+def _paired(answered: Sequence[tuple[MmeItem, str]]) -> list[ItemScore]:
+    """Score answers of which every two in a row are taken for one image's."""
+    scores = [score_answer(item, text) for item, text in answered]
+    for k in range(0, len(scores), 2):
+        scores[k] = _with_pair(scores[k], scores[k + 1], answered[k][0].category)
+    return scores
 
 
 def _with_pair(first: ItemScore, second: ItemScore, category: str) -> ItemScore:

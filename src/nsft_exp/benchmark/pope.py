@@ -21,7 +21,7 @@ from typing import Any
 
 from nsft_exp.benchmark.answers import AnswerLine, ScoredAnswers, absent, repeated, sum_counts
 from nsft_exp.benchmark.counting import get, mean, percent, ratio
-from nsft_exp.benchmark.pope_files import FIRST_ID, PopeFiles, PopeItem
+from nsft_exp.benchmark.pope_files import FIRST_ID, RELEASE, PopeFiles, PopeItem, named_object
 from nsft_exp.benchmark.prompts import short_answer
 from nsft_exp.benchmark.reading import MakesFiles, ask, image_path, prepare
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
@@ -46,6 +46,7 @@ class Pope:
     ) -> None:
         """`prompt`: `llava15` adds LLaVA's short-answer sentence, `official` asks POPE's bare question."""
         self.suffix = short_answer(prompt, "POPE")
+        splits = [splits] if isinstance(splits, str) else splits
         unknown = [s for s in splits if s not in FIRST_ID]
         if unknown or not splits:
             raise UserError(f"benchmark.splits: {unknown} is not a POPE split; use {', '.join(SPLITS)}")
@@ -113,19 +114,30 @@ class Pope:
 
         It stops at an id that the question file lacks and at a split without an answer. Where lines are
         missing, repeated or in another order it goes on with shifted labels; then a warning says so and
-        gives the mean F1 of the lines joined by id.
+        gives the mean F1 of the lines joined by id. Prompts that ask for other objects than the question
+        file are answers to another release: refused where only POPE's own files are there.
         """
         items = {item.id: item for item in self.items().values()}
+        others = self.source.other_ids()
+        lines = [line for line in lines if line.id not in others]
         for line in lines:
             if line.id not in items or isinstance(line.id, str):
-                raise UserError(f"{line.where}: question_id {line.id!r} is not in {self.source.questions}")
+                raise UserError(f"{line.where}: question_id {line.id!r} is not in {self._questions()}")
         given = [line.id for line in lines]
-        scores = [s for split in self.splits for s in self._by_position(split, lines, items)]
-        scored = ScoredAnswers(scores, len(items), len(set(given)), absent(items, given), repeated(given))
+        by_split = {split: _of_split(lines, items, split) for split in self.splits}
+        scored = ScoredAnswers(
+            [s for split, mine in by_split.items() for s in self._by_position(split, mine, items)],
+            expected=len(items),
+            answered=len(set(given)),
+            missing=absent(items, given),
+            duplicate=repeated(given),
+            warnings=self._other_questions(lines, items),
+            said=[line.text for mine in by_split.values() for line in mine],
+        )
         if any(
             line.id != item.id
             for split in self.splits
-            for line, item in zip(_of_split(lines, items, split), self._of(split), strict=False)
+            for line, item in zip(by_split[split], self._of(split), strict=False)
         ):
             joined = sum_counts_by_id(lines, items)
             scored.warnings.append(
@@ -135,9 +147,8 @@ class Pope:
         return scored
 
     def _by_position(
-        self, split: str, lines: Sequence[AnswerLine], items: Mapping[int, PopeItem]
+        self, split: str, mine: Sequence[AnswerLine], items: Mapping[int, PopeItem]
     ) -> list[ItemScore]:
-        mine = _of_split(lines, items, split)
         if not mine:
             raise UserError(f"{self.name}: no answer to the {split} split, where the official program stops")
         labelled = self._of(split)
@@ -148,6 +159,24 @@ class Pope:
         for line in mine[len(labelled) :]:  # more answers than labels: they count in the yes ratio only
             scores.append(score_answer(items[line.id], line.text, None))
         return scores
+
+    def _other_questions(self, lines: Sequence[AnswerLine], items: Mapping[int, PopeItem]) -> list[str]:
+        """Warn of (or refuse) lines whose prompt asks for another object than the question of their id."""
+        other = []
+        for line in lines:
+            asked, known = named_object(line.prompt), named_object(items[line.id].text)
+            if asked is not None and known is not None and asked != known:
+                other.append(line)
+        if not other:
+            return []
+        what = f"{other[0].where}: its prompt is another question than {other[0].id} of {self._questions()}"
+        if not self.source.questions.exists():
+            raise UserError(f"{what} ({len(other)} such lines): {RELEASE}")
+        return [f"{what} ({len(other)} such lines), to whose label the official program holds it"]
+
+    def _questions(self) -> Path:
+        files = self.source
+        return files.questions if files.questions.exists() else files.label_files[self.splits[0]].parent
 
     def items(self) -> dict[str, PopeItem]:
         """All questions by id, in file order; read once. UserError for files of two releases."""

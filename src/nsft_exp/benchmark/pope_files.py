@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from nsft_exp.records import UserError
 
 FIRST_ID = {"adversarial": 1, "random": 10_000_001, "popular": 20_000_001}
 """LLaVA's number of each split's first question."""
+_QUESTION = re.compile(r"Is there an? (.+?) in the image\?")
 RELEASE = (
     "they are of two releases of POPE, and answers would meet the wrong labels; LLaVA's questions "
     "belong to POPE commit e3e39262 (2,910 random questions), not to its newest (3,000)"
@@ -34,8 +36,16 @@ class PopeFiles:
     """The label files of these splits under `root`, and the place of LLaVA's question file."""
 
     def __init__(self, root: Path, splits: Sequence[str]) -> None:
-        self.label_files = {split: root / "coco" / f"coco_pope_{split}.json" for split in splits}
+        self.root, self.splits = root, splits
         self.questions = root / "llava_pope_test.jsonl"
+
+    @property
+    def label_files(self) -> dict[str, Path]:
+        """The label file of each split: in `coco`, or in `root` itself where that is POPE's folder."""
+        below = self.root / "coco"
+        here = not below.is_dir() and any(self.root.glob("coco_pope_*.json"))
+        folder = self.root if here else below
+        return {split: folder / f"coco_pope_{split}.json" for split in self.splits}
 
     def present(self) -> list[Path]:
         """The label files and, if it is there, LLaVA's question file."""
@@ -55,6 +65,13 @@ class PopeFiles:
             for k, row in enumerate(rows)
         ]
         return {str(item.id): item for item in items}
+
+    def other_ids(self) -> set[int]:
+        """The ids of LLaVA's questions of splits that are not scored."""
+        if not self.questions.exists():
+            return set()
+        asked = self._read_questions()
+        return {row["question_id"] for s, rows in asked.items() if s not in self.splits for _, row in rows}
 
     def _joined(self, labels: Mapping[str, list[dict[str, Any]]], suffix: str) -> dict[str, PopeItem]:
         """LLaVA's questions with POPE's labels."""
@@ -102,6 +119,12 @@ def _read_labels(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{where}: label `{row['label']}` is neither yes nor no; mend the file")
         rows.append(row)
     return rows
+
+
+def named_object(text: str) -> str | None:
+    """Return the object that a question of POPE's form asks for, in either release's spelling; else None."""
+    found = _QUESTION.search(_bare(text))
+    return found.group(1) if found else None
 
 
 def _bare(text: str) -> str:

@@ -54,6 +54,8 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path}: line {error.lineno}: not JSON ({error.msg}); the file may be cut short: fetch it again"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -68,8 +70,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            what = f"not JSON ({error.msg})" if line.strip() else "the line is empty"
+        except (ValueError, RecursionError) as error:
+            what = f"not JSON ({getattr(error, 'msg', error)})" if line.strip() else "the line is empty"
             raise UserError(f"{path}: line {number}: {what}; each line must be one JSON object") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: not a JSON object; each line must be one")

@@ -105,10 +105,13 @@ class ScienceQa:
 
         As in the official program the last line of an id counts, unknown ids are passed over, a problem
         without an answer is wrong, and IMG is over the problems whose line's prompt has an `<image>`: an
-        unanswered image problem leaves it.
+        unanswered image problem leaves it. A line without a `prompt` stops it.
         """
         items = self.items()
         said = {line.id: line for line in lines}
+        bare = next((x for x in said.values() if x.id in items and "prompt" not in x.row), None)
+        if bare is not None:
+            raise UserError(f"{bare.where}: has no field `prompt`, where the official program stops")
         scores = []
         for key, item in items.items():
             line = said.get(key)
@@ -117,15 +120,21 @@ class ScienceQa:
         given = [line.id for line in lines]
         missing = absent(items, given)
         scored = ScoredAnswers(
-            scores, len(items), len(items) - len(missing), missing, repeated(given), absent(given, items)
+            scores,
+            expected=len(items),
+            answered=len(items) - len(missing),
+            missing=missing,
+            duplicate=repeated(given),
+            unknown=absent(given, items),
+            said=[said[i].text if i in said else None for i in items],
         )
-        bare = [
+        unmarked = [
             k for k, item in items.items() if item.image and k in said and "<image>" not in said[k].prompt
         ]
-        if bare:
+        if unmarked:
             scored.warnings.append(
-                f"{len(bare)} image problems have no <image> in their line's prompt (first: {bare[0]}), so "
-                "that the official IMG accuracy leaves them out"
+                f"{len(unmarked)} image problems have no <image> in their prompt (first: {unmarked[0]}), "
+                "so that the official IMG accuracy leaves them out"
             )
         return scored
 
@@ -135,6 +144,11 @@ class ScienceQa:
             prepare(self.files_from)
             problems, splits = read_json(self._problems), read_json(self._splits)
             ids = need(splits, self.split, list, str(self._splits))
+            odd = next((key for key in ids if not isinstance(key, str)), None)
+            if odd is not None:
+                raise UserError(
+                    f"{self._splits}: {self.split}: {str(odd)[:40]} is not a problem's id, a text"
+                )
             where = f"{self._problems}: problem"
             self._items = {key: self._item(key, need(problems, key, dict, where)) for key in ids}
         return self._items

@@ -112,7 +112,8 @@ class SeedBench:
             answered=len(items) - len(missing),
             missing=missing,
             duplicate=repeated(given),
-            unknown=list(dict.fromkeys(absent(given, items))),
+            unknown=absent(given, items),
+            said=[said.get(i) for i in items],
         )
 
     def items(self) -> dict[str, SeedItem]:
@@ -120,7 +121,8 @@ class SeedBench:
         if self._items is None:
             prepare(self.files_from)
             data = read_json(self.file)
-            names = {i: name for name, i in need(data, "question_type", dict, str(self.file)).items()}
+            kinds = need(data, "question_type", dict, str(self.file))
+            names = {need(kinds, name, int, f"{self.file}: question_type"): name for name in kinds}
             rows = numbered_rows(data, "questions", self.file, "question")
             items = [self._item(where, row, names) for where, row in rows]
             self._items = {str(item.id): item for item in items}
@@ -132,19 +134,27 @@ class SeedBench:
     def _item(self, where: str, row: Any, names: Mapping[Any, str]) -> SeedItem:
         key = need(row, "question_id", (str, int), where)
         dimension = need(row, "question_type_id", int, where)
-        options = [need(row, choice, str, where) for choice in CHOICES]
+        options = [need(row, choice, (str, int, float), where) for choice in CHOICES]
         lettered = "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
         return SeedItem(
-            int(key) if str(key).isdigit() else key,
+            _as_number(key),
             names.get(dimension, str(dimension)),
             need(row, "data_type", str, where),
-            need(row, "data_id", str, where),
+            str(need(row, "data_id", (str, int), where)),
             need(row, "question", str, where) + lettered,
             need(row, "answer", str, where),
         )
 
     def _dimensions(self) -> list[str]:
         return list(dict.fromkeys(item.dimension for item in self.items().values()))
+
+
+def _as_number(key: int | str) -> int | str:
+    """The id as the official program looks it up: a number wherever Python reads its text as one."""
+    try:
+        return int(key)
+    except ValueError:
+        return key
 
 
 def score_answer(item: SeedItem, text: str | None) -> ItemScore:

@@ -78,7 +78,9 @@ class TextVqa:
     @property
     def protocol(self) -> str:
         """The rule and the data version."""
-        tokens = "with OCR tokens" if self.ocr else "without OCR tokens"
+        return self._protocol("with OCR tokens" if self.ocr else "without OCR tokens")
+
+    def _protocol(self, tokens: str) -> str:
         return f"TextVQA m4c soft accuracy, LLaVA prompt {tokens}; 0.5.1 val, {len(self.items())} questions"
 
     def files(self) -> list[Path]:
@@ -111,7 +113,9 @@ class TextVqa:
         As in the official program every line counts, a repeated one too, the mean is over the lines, and a
         line whose image and question are not in the annotations stops it.
         """
-        items, scores, given = self.items(), [], []
+        items = self.items()
+        scores: list[ItemScore] = []
+        given: list[Key] = []
         for line in lines:
             key = line.id, question_of(line)
             if key not in self._by_key:
@@ -130,6 +134,8 @@ class TextVqa:
             answered=sum(min(times, answered[key]) for key, times in asked.items()),
             missing=[ids[key] for key, times in asked.items() if answered[key] < times],
             duplicate=[ids[key] for key, times in answered.items() if times > asked[key]],
+            said=[line.text for line in lines],
+            protocol=self._protocol(_tokens_in(lines)),
         )
 
     def items(self) -> dict[str, TextVqaItem]:
@@ -215,6 +221,14 @@ def question_of(line: AnswerLine) -> str:
     raise UserError(
         f"{line.where}: its `prompt` is in none of LLaVA's TextVQA forms; the official program stops"
     )
+
+
+def _tokens_in(lines: Sequence[AnswerLine]) -> str:
+    """Whether the prompts that were answered had OCR tokens."""
+    forms = {"OCR token" in line.prompt for line in lines}
+    if len(forms) > 1:
+        return "with OCR tokens in some lines"
+    return "with OCR tokens" if forms == {True} else "without OCR tokens"
 
 
 def score_answer(item: TextVqaItem, text: str, key: str) -> ItemScore:

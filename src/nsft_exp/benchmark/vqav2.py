@@ -12,6 +12,7 @@ The test splits have no annotations: they give requests (and an upload file), no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from nsft_exp.benchmark.reading import (
 )
 from nsft_exp.benchmark.vqa_text import normalise_m4c, vqa_accuracy
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
+
+CONVERTED = " after LLaVA's m4c conversion"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Vqav2:
     @property
     def protocol(self) -> str:
         """The rule and the split."""
-        return f"VQAv2 vqaEval.py after LLaVA's m4c conversion; {self.split}, {len(self.items())} questions"
+        return f"VQAv2 vqaEval.py{CONVERTED}; {self.split}, {len(self.items())} questions"
 
     def files(self) -> list[Path]:
         """The questions, and the annotations where there are any."""
@@ -82,6 +85,22 @@ class Vqav2:
         """Soft accuracy of one answer, converted as for LLaVA's upload; None on a test split."""
         item = self.items()[request.id]
         return score_answer(item, normalise_m4c(reply.text)) if item.answers else None
+
+    def submission(self, answers: Mapping[str, str]) -> dict[str, str]:
+        """The results file of VQA's server, converted as LLaVA's; nothing unless every question is answered.
+
+        On test-dev2015 its server wants all of test2015: where that question file is there too, its other
+        questions are answered with nothing, as in LLaVA's upload.
+        """
+        if absent(self.items(), answers):
+            return {}
+        said = {item.id: normalise_m4c(answers[key]) for key, item in self.items().items()}
+        whole = self.root / "v2_OpenEnded_mscoco_test2015_questions.json"
+        if self.split == "test-dev2015" and whole.exists():
+            rows = numbered_rows(read_json(whole), "questions", whole, "question")
+            said = {need(row, "question_id", int, where): "" for where, row in rows} | said
+        results = [{"question_id": key, "answer": text} for key, text in said.items()]
+        return {f"v2_OpenEnded_mscoco_{self.split}_results.json": json.dumps(results)}
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy in percent, all and by answer type."""
@@ -127,11 +146,13 @@ class Vqav2:
         ]
         return ScoredAnswers(
             scores,
-            len(items),
-            len(items) - len(missing),
-            missing,
-            repeated(given),
-            list(dict.fromkeys(unknown)),
+            expected=len(items),
+            answered=len(items) - len(missing),
+            missing=missing,
+            duplicate=repeated(given),
+            unknown=unknown,
+            said=[said[i] for i in items],
+            protocol="" if from_llava else self.protocol.replace(CONVERTED, ""),
         )
 
     def items(self) -> dict[str, VqaItem]:
@@ -147,6 +168,11 @@ class Vqav2:
                 if marked and key not in marked:
                     raise UserError(f"{where}: {key} is not in {self._annotations}; give files of one split")
                 items[str(key)] = VqaItem(key, image, text, *marked.get(key, ()))
+            lacking = absent(marked, [item.id for item in items.values()])
+            if lacking:
+                raise UserError(
+                    f"{self._annotations}: {lacking[0]} is not in {self._questions}; give files of one split"
+                )
             self._items = items
         return self._items
 

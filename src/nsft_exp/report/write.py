@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import table, wording
+from nsft_exp.report import table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
@@ -26,8 +26,9 @@ def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> 
     results = make_results(cells, study)
     drawn, missing = draw_all(results)
     files: dict[str, str | bytes] = {
-        "table.md": table.to_markdown(results),
+        "table.md": table.to_markdown(results) + totals.to_markdown(results),
         "table.csv": table.to_csv(results),
+        **totals.to_files(results),
         "comparisons.csv": table.comparisons_to_csv(results),
         "table.tex": table.to_latex(results),
         "summary.json": json.dumps(wording.summary(results), indent=1, ensure_ascii=False) + "\n",
