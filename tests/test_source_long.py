@@ -14,14 +14,16 @@ from source_files import talk
 RECORDS = 665_298
 FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K")
 OPEN = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from nsft_exp.source.llava_json import LlavaJson
 size = int(sys.argv[2]) or None
 started = time.perf_counter()
 samples = LlavaJson(sys.argv[1], "images", size=size, check=False).samples()
 opened = time.perf_counter() - started
 words = sum(len(sample.answer.split()) for sample in samples[:10_000])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024
 print(json.dumps({"samples": len(samples), "seconds": opened, "peak_mb": peak, "words": words}))
 """
 
