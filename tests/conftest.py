@@ -26,6 +26,16 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter that has vLLM: that of `make vllm-env`, or NSFT_VLLM_PYTHON."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    python = os.environ.get("NSFT_VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
+    if not Path(python).is_file():
+        pytest.skip("there is no vLLM environment: make vllm-env, or name one with NSFT_VLLM_PYTHON")
+    return python
+
+
 SMALL = ("source.files_from.scenes=60", "benchmark.scenes=12")
 """A toy world that is written in a moment."""
 DEBUG = ("preset=debug", "limit=6", *SMALL)

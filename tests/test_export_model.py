@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,13 +23,14 @@ from nsft_exp.export.agreement import ROUNDING, agree, summary
 from nsft_exp.export.finding import MARKER
 from nsft_exp.export.merge import MergedModel
 from nsft_exp.export.probe import GreedyAnswer
-from nsft_exp.export.vllm_process import one_image_token, vllm_answers
+from nsft_exp.export.vllm_process import vllm_answers
 from nsft_exp.images import open_image
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Item, Turn, UserError
 from nsft_exp.stages import build
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.template import exact_template, messages, writes_the_same
+from nsft_exp.vlm.vllm_engine import one_image_token
 from tiny_training import make_items, train
 
 
@@ -280,11 +280,12 @@ def test_an_interpreter_without_vllm_is_refused_with_its_last_words(exported: Pa
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif("NSFT_VLLM_PYTHON" not in os.environ, reason="NSFT_VLLM_PYTHON names no interpreter")
-def test_vllm_gives_transformers_answers(with_projector: Path, items: list[Item], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_vllm_gives_transformers_answers(
+    with_projector: Path, items: list[Item], tmp_path: Path, vllm_python: str
+) -> None:
     (tmp_path / "merged").mkdir()
-    python = os.environ["NSFT_VLLM_PYTHON"]
-    found = MergedModel(tmp_path / "merged", vlm_node(), with_projector, items, python=python).write()
+    found = MergedModel(tmp_path / "merged", vlm_node(), with_projector, items, python=vllm_python).write()
     assert found["vLLM against transformers"].startswith("5 of 5 agree")
 
 

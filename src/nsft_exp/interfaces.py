@@ -56,6 +56,12 @@ class VLM(Protocol):
     def load(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
         """Load weights, and on them the trained parts (train-stage folders) in order."""
 
+    def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
+        """What answers with the model and these trained parts: the loaded model itself, or another engine.
+
+        Where it has `close()`, that is called at the end of the stage.
+        """
+
     def files(self) -> list[Path]:
         """The model's files (for the stage's key); empty when it is made from a seed."""
 

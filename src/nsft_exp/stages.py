@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,8 @@ def respond(step: Step, run: CellRun) -> StageFolder:
         if todo:
             run.begin()
             pairing = build(step.nodes["pairing"])
-            vlm = load_vlm(step, run) if pairing.needs_vlm else None
-            append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
+            with answering(step, run) if pairing.needs_vlm else nullcontext() as vlm:
+                append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
     return folder
 
 
@@ -95,7 +96,8 @@ def train(step: Step, run: CellRun) -> StageFolder:
             f"see the statuses in the respond stage's manifest"
         )
     content = digest([example_digest(e, run.store) for e in examples])
-    folder = _open(step, run, inputs={"examples": content, "init": [run.keys[name] for name in step.init]})
+    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]}
+    folder = _open(step, run, made_from, without=("vlm.engine",))  # what answers does not train
     # The machines of one training are in it together: a lock would keep all but one of them out.
     with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
         if folder.manifest() is None:
@@ -211,9 +213,8 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
     chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
     todo = [chunk for chunk in chunks if any(request.id not in done for request in chunk)]
     if todo:
-        vlm = load_vlm(step, run)
-        replies = (reply for chunk in todo for reply in vlm.generate(chunk))
-        with folder.appending("answers.jsonl") as append:
+        with answering(step, run) as vlm, folder.appending("answers.jsonl") as append:
+            replies = (reply for chunk in todo for reply in vlm.generate(chunk))
             for key, (reply, *_) in track(replies, "evaluate", sum(map(len, todo))):
                 done[key] = to_json(reply)
                 append({"id": key, "reply": done[key]})
@@ -223,13 +224,22 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
 # --- shared ----------------------------------------------------------------------------------------
 
 
-def load_vlm(step: Step, run: CellRun) -> Any:
-    """Load the step's VLM with what the train steps of its `init` trained; sets the number of threads."""
+@contextmanager
+def answering(step: Step, run: CellRun) -> Iterator[Any]:
+    """The step's VLM with what the train steps of its `init` trained, or its engine, inside the block.
+
+    Sets the number of threads; an engine's processes end with the block.
+    """
     if run.threads:
         import torch
 
         torch.set_num_threads(run.threads)
-    return build(step.nodes["vlm"]).load([run.folders[name].path for name in step.init])
+    vlm = build(step.nodes["vlm"]).answerer([run.folders[name].path for name in step.init])
+    try:
+        yield vlm
+    finally:
+        if hasattr(vlm, "close"):
+            vlm.close()
 
 
 def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:

@@ -48,6 +48,7 @@ IGNORED = (
     "launch",
     "vlm.batch_size",
     "vlm.device",
+    "vlm.python",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

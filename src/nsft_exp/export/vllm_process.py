@@ -13,6 +13,7 @@ from typing import Any
 
 from nsft_exp.export.probe import MAX_NEW_TOKENS, GreedyAnswer
 from nsft_exp.records import UserError
+from nsft_exp.vlm.vllm_engine import one_image_token
 
 MAX_LENGTH = 8192
 """Tokens that vLLM makes room for, where the prompts need no more and the model takes as many."""
@@ -79,11 +80,6 @@ def _run(python: str, place: Path, asked: dict[str, Any]) -> list[dict[str, Any]
         )
     rows: list[dict[str, Any]] = json.loads(reply.read_text("utf-8"))
     return rows
-
-
-def one_image_token(ids: Sequence[int], image_token: int) -> list[int]:
-    """The ids with each run of image tokens cut to one."""
-    return [token for n, token in enumerate(ids) if token != image_token or n == 0 or ids[n - 1] != token]
 
 
 def _saved(picture: Any | None, file: Path) -> str | None:

@@ -71,8 +71,8 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
     Raises UserError for beams, an unknown view, a prompt that is too long, or a GPU out of memory.
     """
     for request in requests:
-        _refuse(request)
-    rows = [row for request in requests for row in _rows(loaded, request)]
+        refuse(request)
+    rows = [row for request in requests for row in rows_of(loaded, request)]
     rows.sort(key=_place)
     waiting: dict[str, list[Row]] = defaultdict(list)
     for batch in _batches(rows, loaded.batch_size):
@@ -86,7 +86,7 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
             waiting[row.request.id].append(row)
             if len(waiting[row.request.id]) == row.request.n:
                 ready = sorted(waiting.pop(row.request.id), key=lambda r: r.number)
-                yield row.request.id, tuple(_reply(loaded, r) for r in ready)
+                yield row.request.id, tuple(reply_of(loaded, r) for r in ready)
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
@@ -102,7 +102,8 @@ def _place(row: Row) -> tuple[Any, ...]:
     return -(len(row.prompt) // 32), str(image), -len(row.prompt), row.request.id, row.number
 
 
-def _refuse(request: Request) -> None:
+def refuse(request: Request) -> None:
+    """Raise UserError for a request that no engine here can answer."""
     if request.decoding.num_beams != 1:
         raise UserError(f"request {request.id}: this engine has no beam search; set num_beams=1")
     if len(request.turns) % 2 == 0:
@@ -111,7 +112,8 @@ def _refuse(request: Request) -> None:
         raise UserError(f"request {request.id}: n must be at least 1")
 
 
-def _rows(loaded: LoadedHF, request: Request) -> list[Row]:
+def rows_of(loaded: LoadedHF, request: Request) -> list[Row]:
+    """The answers that a request asks for, their prompt made. Raises UserError for one that is too long."""
     try:
         layout = loaded.layout(request.image, request.view) if request.image is not None else None
         tokens = layout.tokens if layout else None
@@ -262,7 +264,7 @@ def _score_candidates(loaded: LoadedHF, rows: list[Row], state: State) -> None:
     totals: dict[int, list[float]] = {n: [] for n in asking}
     for k in range(most):
         numbers = [n for n in asking if len(rows[n].request.candidates) > k]
-        answers = [_candidate(loaded, rows[n], k) for n in numbers]
+        answers = [candidate_ids(loaded, rows[n], k) for n in numbers]
         part = _copied(state)
         part.keep(torch.tensor(numbers, device=state.logits.device))
         for n, total in zip(numbers, _answer_logps(loaded, part, answers), strict=True):
@@ -271,7 +273,7 @@ def _score_candidates(loaded: LoadedHF, rows: list[Row], state: State) -> None:
         rows[n].candidate_logps = tuple(totals[n])
 
 
-def _candidate(loaded: LoadedHF, row: Row, k: int) -> list[int]:
+def candidate_ids(loaded: LoadedHF, row: Row, k: int) -> list[int]:
     """The ids of a candidate that follow the row's prompt (and its answer prefix, where it has one)."""
     text = row.request.candidates[k].strip()
     if not row.prefix:
@@ -303,7 +305,7 @@ def _answer_logps(loaded: LoadedHF, state: State, answers: list[list[int]]) -> l
     return totals.tolist()
 
 
-def _reply(loaded: LoadedHF, row: Row) -> Reply:
+def reply_of(loaded: LoadedHF, row: Row) -> Reply:
     """The row's answer; its text begins with the answer prefix, its ids and log-probabilities do not."""
     words: list[Any] = [*row.prefix, *row.ids]
     text = loaded.tokenizer.decode(words, skip_special_tokens=True).strip()

@@ -13,6 +13,7 @@ from nsft_exp.records import UserError
 if TYPE_CHECKING:
     import torch
 
+    from nsft_exp.interfaces import LoadedVLM
     from nsft_exp.vlm.family import Family
     from nsft_exp.vlm.loaded import LoadedHF
 
@@ -26,6 +27,9 @@ class HFModel:
     are made square by `preprocessing` (`pad`: as LLaVA was trained; `crop`: as the hub's processor does)
     after their EXIF orientation is applied or ignored. `max_length` bounds prompt and answer together (None:
     the model's own limit). Weights are read from safetensors and no code is taken from the model's folder.
+
+    `engine` answers (training is always here): `hf`, or `vllm` in a process of its own by the interpreter
+    `python` (None: this one), which needs vLLM and nothing of ours.
 
     Other families are subclasses that name what differs. Where `preprocessing` or `prompt_style` is None it
     is the family's first.
@@ -49,6 +53,8 @@ class HFModel:
         prompt_style: str | None = None,
         max_length: int | None = None,
         local_files_only: bool = False,
+        engine: str = "hf",
+        python: str | None = None,
     ) -> None:
         self.path = path
         self.revision = revision
@@ -60,6 +66,8 @@ class HFModel:
         self.prompt_style = prompt_style or self.prompt_styles[0]
         self.max_length = max_length
         self.local_files_only = local_files_only
+        self.engine = engine
+        self.python = python
         self._check()
 
     def _check(self) -> None:
@@ -68,6 +76,7 @@ class HFModel:
             ("preprocessing", self.preprocessings),
             ("prompt_style", self.prompt_styles),
             ("exif", ("apply", "ignore")),
+            ("engine", ("hf", "vllm")),
         ):
             if getattr(self, key) not in choices:
                 raise UserError(
@@ -118,6 +127,14 @@ class HFModel:
         where, whole = reading.device_named(device or self.device), reading.model_folder(adapters)
         read = self.read(whole, where, quantization) if whole else self.base(where, quantization)
         return self.finish(*read, adapters, device)
+
+    def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
+        """Return what answers with the model and these trained parts: the loaded model, or its engine."""
+        if self.engine == "hf":
+            return self.load(adapters)
+        from nsft_exp.vlm.vllm_engine import VllmEngine
+
+        return VllmEngine(self, adapters)
 
     def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
         """Return the untrained model and its tokenizer."""

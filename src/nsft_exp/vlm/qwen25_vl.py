@@ -48,6 +48,8 @@ class Qwen25VL(HFModel):
         local_files_only: bool = False,
         min_pixels: int = 3136,
         max_pixels: int = 1_003_520,
+        engine: str = "hf",
+        python: str | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -60,6 +62,8 @@ class Qwen25VL(HFModel):
             prompt_style,
             max_length,
             local_files_only,
+            engine,
+            python,
         )
         if not 0 < min_pixels <= max_pixels:
             raise UserError(

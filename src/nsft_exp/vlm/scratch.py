@@ -63,6 +63,8 @@ class ScratchLlava(HFModel):
     exif: str = "apply"
     prompt_style: str = "vicuna_v1"
     max_length: int | None = None
+    engine: str = "hf"
+    python: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__(
@@ -74,6 +76,8 @@ class ScratchLlava(HFModel):
             exif=self.exif,
             prompt_style=self.prompt_style,
             max_length=self.max_length,
+            engine=self.engine,
+            python=self.python,
         )
         if self.width % self.head_size or self.vision_width % self.head_size:
             raise UserError(

@@ -1,0 +1,112 @@
+"""vLLM's side of `vlm.engine=vllm`, for an interpreter that has vLLM and need not have us.
+
+The first line of standard input is the settings, each further line a list of prompts; each is answered by a
+line on standard output. It ends when its input does.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Load the model, then answer line by line. What vLLM prints goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    import torch
+    from vllm import LLM
+
+    settings = json.loads(sys.stdin.readline())
+    model = LLM(
+        settings["model"],
+        dtype=settings["dtype"],
+        max_model_len=settings["max_length"],
+        max_num_seqs=settings["batch_size"],
+        limit_mm_per_prompt={"image": 1},
+        enforce_eager=not torch.cuda.is_available(),
+        seed=0,
+    )
+    replies.write(json.dumps({"ready": True}) + "\n")
+    replies.flush()
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(model, json.loads(line), settings["stops"])) + "\n")
+        replies.flush()
+
+
+def answer(model: Any, prompts: list[dict[str, Any]], stops: list[int]) -> list[dict[str, Any]]:
+    """Each prompt's samples (ids, log-probabilities, how they ended), its ids, and its candidates' sums."""
+    inputs = [given(prompt, prompt["ids"]) for prompt in prompts]
+    sampling = [asked(prompt, stops) for prompt in prompts]
+    outputs = model.generate(inputs, sampling, use_tqdm=False)
+    sums: list[list[float]] = [[] for _ in prompts]
+    pairs = [(n, candidate) for n, prompt in enumerate(prompts) for candidate in prompt["candidates"]]
+    for (n, _), total in zip(pairs, candidate_sums(model, prompts, pairs), strict=True):
+        sums[n].append(total)
+    return [
+        {
+            "samples": [row(o) for o in sorted(output.outputs, key=lambda o: o.index)],
+            "prompt": list(output.prompt_token_ids),
+            "candidates": some,
+        }
+        for output, some in zip(outputs, sums, strict=True)
+    ]
+
+
+def given(prompt: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+    """A prompt as vLLM takes it."""
+    from PIL import Image
+
+    if not prompt["image"]:
+        return {"prompt_token_ids": ids}
+    with Image.open(prompt["image"]) as picture:
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": picture.convert("RGB")}}
+
+
+def asked(prompt: dict[str, Any], stops: list[int]) -> Any:
+    """The sampling of a prompt. On the CPU vLLM has no seed of a request's own."""
+    import torch
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=prompt["n"],
+        temperature=prompt["temperature"],
+        top_p=prompt["top_p"],
+        seed=prompt["seed"] if prompt["temperature"] > 0 and torch.cuda.is_available() else None,
+        max_tokens=prompt["max_tokens"],
+        stop_token_ids=stops,
+        logprobs=0,
+        detokenize=False,
+    )
+
+
+def row(output: Any) -> dict[str, Any]:
+    """One sample: its ids, the end token included, their log-probabilities, and whether it ended itself."""
+    ids = list(output.token_ids)
+    steps = zip(ids, output.logprobs, strict=True)
+    return {
+        "ids": ids,
+        "logps": [step[token].logprob for token, step in steps],
+        "finish": "stop" if output.finish_reason == "stop" else "length",
+    }
+
+
+def candidate_sums(
+    model: Any, prompts: list[dict[str, Any]], pairs: list[tuple[int, list[int]]]
+) -> list[float]:
+    """The summed log-probability of each candidate's ids after its prompt."""
+    from vllm import SamplingParams
+
+    if not pairs:
+        return []
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    inputs = [given(prompts[n], prompts[n]["ids"] + candidate) for n, candidate in pairs]
+    outputs = model.generate(inputs, sampling, use_tqdm=False)
+    return [
+        sum(step[token].logprob for token, step in zip(ids, output.prompt_logprobs[-len(ids) :], strict=True))
+        for (_, ids), output in zip(pairs, outputs, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()
