@@ -37,7 +37,13 @@ def asked(folder: Path, count: int, **decoding: Any) -> list[Request]:
     """Questions about random pictures, with two candidates each."""
     how = Decoding(**{"max_new_tokens": 24, **decoding})
     return [
-        Request(f"r{n}", image, (Turn("prompt", QUESTIONS[n % 4]),), decoding=how, candidates=("Yes", "No it is not"))
+        Request(
+            f"r{n}",
+            image,
+            (Turn("prompt", QUESTIONS[n % 4]),),
+            decoding=how,
+            candidates=("Yes", "No it is not"),
+        )
         for n, image in enumerate(draw(folder, count))
     ]
 

@@ -1,7 +1,7 @@
 """For the vLLM test environment alone: two schemas that torchvision misses beside a CPU-only torch.
 
-vLLM's LLaVA imports torchvision, whose CUDA build cannot load its extension there and stops at the operators it
-would have registered. `make vllm-env` copies this file into .venv-vllm, whose start-up imports it.
+vLLM's LLaVA imports torchvision, whose CUDA build cannot load its extension there and stops at the operators
+it would have registered. `make vllm-env` copies this file into .venv-vllm, whose start-up imports it.
 """
 
 import importlib.abc
