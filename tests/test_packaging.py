@@ -71,7 +71,7 @@ def test_an_installed_wheel_works_in_any_directory(tmp_path: Path) -> None:
     assert (place / "nsft_exp" / "toy" / "base" / "model.safetensors").stat().st_size < 8_000_000
 
 
-VERB_WORDS = ("to", "format", "kind", "python", "answers", "out", "strict")
+VERB_WORDS = ("to", "format", "kind", "python", "answers", "out", "strict", "replicates")
 """Words of verbs that are no config keys."""
 
 

@@ -14,7 +14,7 @@ import pytest
 from benchmark_files import write_lines
 from nsft_exp.benchmark.answers import read_answers, summarise
 from nsft_exp.records import UserError
-from nsft_exp.score import load_benchmark
+from nsft_exp.score import benchmark_node, build_benchmark
 from test_score import CASES, gqa_root, mme_root, science_root, seed_root, text_root, vqa_root  # noqa: F401
 
 ROOTS = {
@@ -75,7 +75,7 @@ def test_damage_is_told_in_one_line_or_does_not_matter(name: str, request: pytes
     folder = place.parent if name in ("pope", "chair", "mme") else place
     answers = write_lines(folder / "answers.jsonl", rows)
     files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".jsonl", ".tsv", ".txt")]
-    fresh = load_benchmark([f"benchmark={name}", f"benchmark.root={place}", *more])
+    fresh = build_benchmark(benchmark_node([f"benchmark={name}", f"benchmark.root={place}", *more]))
     rng, refused = random.Random(name), list[str]()
     for _ in range(150):
         path, benchmark = rng.choice(files), copy.deepcopy(fresh)

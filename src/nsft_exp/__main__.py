@@ -163,6 +163,20 @@ def score(arguments: list[str]) -> int:
     return scores.score(arguments)
 
 
+def evaluate(arguments: list[str]) -> int:
+    """`nsft evaluate`: a model, whoever trained it, on the benchmarks."""
+    from nsft_exp import evaluate as evaluation
+
+    return evaluation.evaluate(arguments, run_jobs, conclude)
+
+
+def compare(arguments: list[str]) -> int:
+    """`nsft compare`: how two models differ, from their per-item scores."""
+    from nsft_exp import compare as comparison
+
+    return comparison.compare(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "toy-base": toy_base,
@@ -170,6 +184,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "export-model": export_model,
     "score": score,
+    "evaluate": evaluate,
+    "compare": compare,
 }
 
 if __name__ == "__main__":

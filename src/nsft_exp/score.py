@@ -44,12 +44,18 @@ def score(arguments: list[str]) -> int:
     own, words = split_words(arguments)
     strict = _flag(own.get("strict", "false"))
     answers, out = _answer_file(own), Path(own["out"]) if "out" in own else None
-    benchmark = load_benchmark(words)
+    node = benchmark_node(words)
+    benchmark = build_benchmark(node)
+    if not hasattr(benchmark, "score_answers"):
+        raise UserError(
+            f"benchmark={benchmark.name}: has no rule that scores a file by itself; use nsft evaluate"
+        )
     if out:
         remove_earlier(out, answers)
     summary, records = summarise(benchmark, read_answers(answers), strict)
     if out:
-        write_scores(out, {**summary, "answers": str(answers), "items": _items(out).name}, records)
+        about = {"answers": str(answers), "items": items_file(out).name, "config": node}
+        write_scores(out, {**summary, **about}, records)
     _show(benchmark, summary, out)
     return 0
 
@@ -69,28 +75,27 @@ def split_words(arguments: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     return own, words
 
 
-def load_benchmark(words: Sequence[str]) -> Any:
-    """Return the benchmark that the words describe; only its own part of the config must be complete.
+def benchmark_node(words: Sequence[str]) -> dict[str, Any]:
+    """Return the benchmark's part of the config that the words describe; it alone must be complete.
 
-    Raises UserError for a word that is no key (with the nearest names), a suite, and a benchmark whose rule
-    is not a matter of files.
+    Raises UserError for a word that is no key (with the nearest names) and for a suite.
     """
     chosen = [word.partition("=")[2] for word in words if word.startswith("benchmark=")]
     if not chosen:
         options = ", ".join(configs.all_options()["benchmark"])
         raise UserError(f"benchmark=... is missing; it can be: {options}")
-    node = _single(_compose(words, chosen[-1]).benchmark, chosen[-1])
+    plain: dict[str, Any] = _plain(_single(_compose(words, chosen[-1]).benchmark, chosen[-1]))
+    return plain
+
+
+def build_benchmark(node: dict[str, Any]) -> Any:
+    """Return the benchmark of a node. Raises UserError for arguments that it refuses."""
     try:
-        benchmark = instantiate(_plain(node), _convert_="all")
+        return instantiate(node, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise UserError(" ".join(str(error).split())) from error
-    if not hasattr(benchmark, "score_answers"):
-        raise UserError(
-            f"benchmark={chosen[-1]}: has no rule that scores a file by itself; use nsft evaluate"
-        )
-    return benchmark
 
 
 def remove_earlier(out: Path, answers: Path) -> None:
@@ -98,7 +103,7 @@ def remove_earlier(out: Path, answers: Path) -> None:
 
     Raises UserError where that would remove the answers, or where `out` cannot be a file.
     """
-    for path in (out, _items(out)):
+    for path in (out, items_file(out)):
         if path.exists() and path.samefile(answers):
             raise UserError(f"out={out}: would overwrite the answers; give out another name")
         if path.is_dir():
@@ -112,13 +117,14 @@ def remove_earlier(out: Path, answers: Path) -> None:
 def write_scores(out: Path, summary: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
     """Write the records, then the summary, each whole or not at all."""
     try:
-        write_atomically(_items(out), "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(items_file(out), "".join(json.dumps(record) + "\n" for record in records))
         write_atomically(out, json.dumps(summary, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); give another out=") from error
 
 
-def _items(out: Path) -> Path:
+def items_file(out: Path) -> Path:
+    """Where the per-item records of a scores file are."""
     return out.with_name(f"{out.stem}.items.jsonl")
 
 

@@ -91,6 +91,18 @@ class Bootstrap:
         self._weights: dict[int, np.ndarray] = {}
         self._known: dict[Any, dict[str, np.ndarray]] = {}
 
+    def intervals(self, model: ScoredItems) -> dict[str, tuple[float, Interval | None]]:
+        """Return every metric of one model with its percentile interval over images; None: undefined."""
+        clusters = tuple(sorted({score.cluster for score in model.scores}))
+        if not clusters:
+            return {}
+        found = {}
+        for name, values in self._replicates(model, model.ids, clusters).items():
+            drawn = values[1:][np.isfinite(values[1:])]
+            usable = len(drawn) > 0 and bool(np.isfinite(values[0]))
+            found[name] = float(values[0]), percentile_interval(drawn, self.level)[0] if usable else None
+        return found
+
     def compare(self, a: Models, b: Models) -> dict[str, Difference]:
         """Return the Difference a - b of every metric that both have; empty without common items."""
         seeds = common_seeds(a, b)
