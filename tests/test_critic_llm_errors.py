@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from critic_pairs import collect, critic, first, pairs, reply, saying
-from nsft_exp.critic.faults import wait_of
 from nsft_exp.critic.llm import LLM
+from nsft_exp.llm.faults import wait_of
 from nsft_exp.records import UserError, to_json
 from scripted_critic import Answer, completion, serving
 
@@ -29,7 +29,7 @@ def usage_of(asking: LLM, found: list[Any]) -> dict[str, Any]:
 
 
 def check_line(line: str) -> None:
-    assert line.startswith("critic=llm: http")
+    assert line.startswith("critic: http")
     assert "\n" not in line
 
 

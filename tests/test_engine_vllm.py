@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nsft_exp import config as configs
@@ -144,7 +146,11 @@ def test_what_was_trained_answers_and_a_killed_engine_says_so(vllm_python: str, 
     found = dict(engine.generate(requests))
     assert sum(found[name][0].ids == trained[name][0].ids for name in trained) >= 7
     assert any(found[name][0].ids != base[name][0].ids for name in base)
+    assert engine._child is not None
+    group = engine._child.pid
     engine._child.kill()
     with pytest.raises(UserError, match=r"vLLM does not answer \(code -9"):
         list(engine.generate(requests))
     engine.close()
+    left = [p for p in psutil.process_iter() if os.getpgid(p.pid) == group and p.status() != "zombie"]
+    assert left == []

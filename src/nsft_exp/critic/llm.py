@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nsft_exp.critic.asking import Call
-from nsft_exp.critic.budget import Budget, Spent
-from nsft_exp.critic.client import Client
 from nsft_exp.critic.codebook import Codebook
 from nsft_exp.critic.dialogue import uncorrected
-from nsft_exp.critic.envelope import Envelope, read_envelope
-from nsft_exp.critic.ledger import Ledger
 from nsft_exp.critic.prompt import VERSION, build_messages, parse_reply, reply_schema
 from nsft_exp.critic.soundness import sound
+from nsft_exp.llm.asking import Call
+from nsft_exp.llm.budget import Budget, Spent
+from nsft_exp.llm.client import Client
+from nsft_exp.llm.envelope import Envelope, read_envelope
+from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import Correction, Preference, Sample, UserError
 from nsft_exp.store import digest
 

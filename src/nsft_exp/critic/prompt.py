@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nsft_exp.critic.codebook import UNCATEGORISED, Codebook
 from nsft_exp.critic.dialogue import corrected, uncorrected
+from nsft_exp.llm.envelope import clean
 from nsft_exp.records import Correction, Exchange, FoundError
 
 VERSION = "1"
@@ -45,7 +46,6 @@ _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|not able|unable)|I can(?:no|')t|I (?:must|have to) decline|as an AI)\b",
     re.IGNORECASE,
 )
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 _Text = Annotated[str, Field(max_length=MAX_ANSWER)]
@@ -131,11 +131,6 @@ def find_object(text: str) -> dict[str, Any] | None:
         if isinstance(value, dict) and "errors" in value and "dialogue" in value:
             return value
     return None
-
-
-def clean(text: str) -> str:
-    """Return a text without control characters and lone surrogates, stripped."""
-    return _UNPRINTABLE.sub(" ", text).strip()
 
 
 def find_span(text: str, quote: str, taken: Sequence[tuple[int, int]] = ()) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from random import Random
 
 from nsft_exp.critic.codebook import UNCATEGORISED
 from nsft_exp.critic.dialogue import corrected, uncorrected
-from nsft_exp.critic.prompt import clean
+from nsft_exp.llm.envelope import clean
 from nsft_exp.records import Correction, Exchange, FoundError, Preference, Sample, UserError
 
 _WORD = re.compile(r"\w+")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,14 +68,16 @@ class VllmEngine:
                 yield those[0].request.id, self._replies(those, answer)
 
     def close(self) -> None:
-        """End the child and remove the folder that it read."""
+        """End the child and every process that it started; remove the folder that it read."""
         if self._child is not None:
             assert self._child.stdin is not None
-            self._child.stdin.close()
-            try:
+            with suppress(BrokenPipeError):
+                self._child.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
                 self._child.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
             self._reader.join(timeout=5)
             self._place.cleanup()
             self._child = None
@@ -95,6 +100,7 @@ class VllmEngine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # vLLM starts processes of its own, which outlive it when it is killed
         )
         self._reader = threading.Thread(target=self._listen, args=(self._child.stderr,), daemon=True)
         self._reader.start()

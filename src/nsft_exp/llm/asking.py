@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nsft_exp.critic.budget import Spent
-from nsft_exp.critic.envelope import is_filtered, read_envelope, read_fault
-from nsft_exp.critic.faults import Fault, fault_of
+from nsft_exp.llm.budget import Spent
+from nsft_exp.llm.envelope import is_filtered, read_envelope, read_fault
+from nsft_exp.llm.faults import Fault, fault_of
 from nsft_exp.records import UserError
 
 if TYPE_CHECKING:
-    from nsft_exp.critic.client import Client
+    from nsft_exp.llm.client import Client
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, at most, where the server does not say how long to wait."""
@@ -77,8 +77,8 @@ class Work:
         reason = self.reason or "some calls had no reply"
         sums = f" (failed requests: {kinds})" if kinds else ""
         return (
-            f"critic=llm: {self.client.base_url}: {reason}{sums}; {self.num_kept} of {total} replies are "
-            f"kept in {self.ledger.path}, and the same command goes on from there"
+            f"{self.client.where}: {self.client.base_url}: {reason}{sums}; {self.num_kept} of {total} "
+            f"replies are kept in {self.ledger.path}, and the same command goes on from there"
         )
 
     async def _serve(self) -> None:
@@ -153,7 +153,7 @@ class Work:
                 response = await self.server.chat.completions.with_raw_response.create(**call.body)
             raw, fault = response.text, _fault_in(response.text)
         except self.errors as error:
-            raw, fault = _reply_in(error), fault_of(error, self.client.key_env, call.body)
+            raw, fault = _reply_in(error), fault_of(error, self.client.key_env, call.body, self.client.where)
         finally:
             self.num_in_flight -= 1
         raw = self.client.scrub(raw)
@@ -200,8 +200,8 @@ class Work:
             names = [model.id async for model in self.server.models.list()]
         except self.errors:  # a server need not offer the list: the line then goes without it
             names = []
-        served = f"; it serves {', '.join(names[:5])}: set critic.model" if names else "; set critic.model"
-        return fault.final + served
+        served = f"; it serves {', '.join(names[:5])}:" if names else ";"
+        return f"{fault.final}{served} set {self.client.where}.model"
 
 
 def _reply_in(error: Exception) -> str:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from nsft_exp.critic.asking import Call, Work
-from nsft_exp.critic.budget import Budget
-from nsft_exp.critic.ledger import Ledger
+from nsft_exp.llm.asking import Call, Work
+from nsft_exp.llm.budget import Budget
+from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import UserError
 
 OPENAI = "https://api.openai.com/v1"
@@ -29,7 +29,8 @@ class Client:
     server on this machine needs none. At most `concurrency` requests are in flight, each given `timeout`
     seconds; one that fails in a way that may pass is sent up to `attempts` times, after `backoff` seconds,
     twice that, and so on (each shortened at random by up to a half, at most a minute), or after what the
-    server's Retry-After says, during which nothing else is sent. Raises UserError for wrong settings.
+    server's Retry-After says, during which nothing else is sent. `where` is the config's node, for messages.
+    Raises UserError for wrong settings.
     """
 
     def __init__(
@@ -42,19 +43,20 @@ class Client:
         attempts: int = 8,
         backoff: float = 1.0,
         timeout: float = 120.0,
+        where: str = "critic",
     ) -> None:
         for name, value, least in (("concurrency", concurrency, 1), ("attempts", attempts, 1)):
             if value < least:
-                raise UserError(f"critic.{name}={value}: must be at least {least}")
+                raise UserError(f"{where}.{name}={value}: must be at least {least}")
         if timeout <= 0 or backoff < 0:
             raise UserError(
-                f"critic.timeout={timeout}, critic.backoff={backoff}: must be seconds, not negative"
+                f"{where}.timeout={timeout}, {where}.backoff={backoff}: must be seconds, not negative"
             )
         if key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", key_env):
             raise UserError(
-                "critic.key_env: must be the name of an environment variable, never the key itself"
+                f"{where}.key_env: must be the name of an environment variable, never the key itself"
             )
-        self.base_url = checked_url(base_url)
+        self.base_url, self.where = checked_url(base_url, where), where
         self.ledger, self.budget, self.key_env = ledger, budget, key_env
         self.concurrency, self.attempts, self.backoff, self.timeout = concurrency, attempts, backoff, timeout
         self.from_ledger = 0
@@ -88,8 +90,8 @@ class Client:
         local = (urlsplit(self.base_url).hostname or "") in ("localhost", "127.0.0.1", "::1")
         needed = not key and bool(self.key_env) and not local
         self.missing = (
-            f"the environment has no {self.key_env}; set it, name another variable with critic.key_env=..., "
-            "or critic.key_env=null for a server without keys"
+            f"the environment has no {self.key_env}; set it, name another variable with "
+            f"{self.where}.key_env=..., or {self.where}.key_env=null for a server without keys"
         ) * needed
         if key and not re.fullmatch(r"[!-~]+", key):  # it would show in the error that the header raises
             self.missing = (
@@ -98,14 +100,16 @@ class Client:
         return key
 
 
-def checked_url(base_url: str | None) -> str:
+def checked_url(base_url: str | None, where: str) -> str:
     """Return the server's address. Raises UserError for one that is none, or that carries a password."""
     url = (base_url or OPENAI).rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"critic.base_url={url}: must be like http://localhost:8000/v1")
+        raise UserError(f"{where}.base_url={url}: must be like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise UserError("critic.base_url: holds a key or a query; give the key in the environment (key_env)")
+        raise UserError(
+            f"{where}.base_url: holds a key or a query; give the key in the environment (key_env)"
+        )
     return url
 
 

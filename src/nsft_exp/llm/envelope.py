@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,9 @@ class _Completion(BaseModel):
 
 class _Failure(BaseModel):
     error: _Fault
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]+")
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,8 @@ def _paired(raw: str) -> bytes:
         return json.dumps(json.loads(raw), ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError):
         return raw.encode("utf-8", "replace")
+
+
+def clean(text: str) -> str:
+    """Return a text without control characters and lone surrogates, stripped."""
+    return _UNPRINTABLE.sub(" ", text).strip()

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nsft_exp.critic.budget import Spent
+from nsft_exp.llm.budget import Spent
 from nsft_exp.records import UserError
 
 NOTHING = Spent()
@@ -58,7 +58,8 @@ class Calls:
 class Ledger:
     """The book in `folder/calls.jsonl`, opened on first use. Rows torn by a kill are skipped and counted."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, where: str = "critic.cache") -> None:
+        self.where = where
         self.path = Path(folder) / "calls.jsonl"
         self.calls: dict[str, Calls] = {}
         self.num_torn = 0
@@ -149,7 +150,7 @@ class Ledger:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(
-                f"{self.path}: cannot write ({reason}); make room there, or set critic.cache"
+                f"{self.path}: cannot write ({reason}); make room there, or set {self.where}"
             ) from error
         self.refresh()
 

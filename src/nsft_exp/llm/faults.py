@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from nsft_exp.critic.prompt import clean
+from nsft_exp.llm.envelope import clean
 
 LONGEST = 300
 """Characters of a server's own words that an error line repeats."""
@@ -30,11 +30,14 @@ class Fault:
     """Not empty where asking again is no use: what to do instead."""
 
 
-def fault_of(error: BaseException, key_env: str | None, body: Mapping[str, Any]) -> Fault:
-    """Return what an exception of the openai client means. Words of a refused key are never repeated."""
+def fault_of(error: BaseException, key_env: str | None, body: Mapping[str, Any], where: str) -> Fault:
+    """Return what an exception of the openai client means. Words of a refused key are never repeated.
+
+    `where` is the config's node, for messages.
+    """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        return _fault_of_status(error, status, key_env, body)
+        return _fault_of_status(error, status, key_env, body, where)
     name, cause = type(error).__name__, type(error.__cause__).__name__
     if isinstance(error, TimeoutError) or name == "APITimeoutError":
         return Fault("timeout", "no reply in time", used=cause != "ConnectTimeout")
@@ -44,7 +47,7 @@ def fault_of(error: BaseException, key_env: str | None, body: Mapping[str, Any])
 
 
 def _fault_of_status(
-    error: BaseException, status: int, key_env: str | None, body: Mapping[str, Any]
+    error: BaseException, status: int, key_env: str | None, body: Mapping[str, Any], where: str
 ) -> Fault:
     words, code = _one_line(_words(error)), str(getattr(error, "code", None))
     if status in (401, 403):
@@ -57,7 +60,7 @@ def _fault_of_status(
         return Fault("429", words, final=f"the account's quota is used up (429: {words})")
     if status in (408, 409, 429) or status >= 500:
         return Fault(str(status), words, wait_of(getattr(error, "response", None)))
-    hint = "; a server without guided decoding needs critic.guided=none" * ("response_format" in body)
+    hint = f"; a server without guided decoding needs {where}.guided=none" * ("response_format" in body)
     return Fault(str(status), words, final=f"the server refuses the request ({status}: {words}){hint}")
 
 

@@ -33,20 +33,24 @@ class Budget:
 
     `limits` holds `requests`, `tokens` (of prompts and replies) and `money`, each a number or None for no
     limit; `prices` holds `input` and `output` per million tokens in the unit of `money`, or is None where
-    they are not known. Raises UserError for unknown names, negative numbers, and a limit of money without
-    prices.
+    they are not known. `where` is the config's node, for messages. Raises UserError for unknown names,
+    negative numbers, and a limit of money without prices.
     """
 
     def __init__(
-        self, limits: Mapping[str, float | None] | None = None, prices: Mapping[str, float] | None = None
+        self,
+        limits: Mapping[str, float | None] | None = None,
+        prices: Mapping[str, float] | None = None,
+        where: str = "critic",
     ) -> None:
-        self.limits = _checked("critic.budget", limits or {}, LIMITS)
-        self.prices = _checked("critic.prices", prices or {}, ("input", "output"))
+        self.where = where
+        self.limits = _checked(f"{where}.budget", limits or {}, LIMITS)
+        self.prices = _checked(f"{where}.prices", prices or {}, ("input", "output"))
         if self.prices and set(self.prices) != {"input", "output"}:
-            raise UserError("critic.prices: give both input and output, per million tokens")
+            raise UserError(f"{where}.prices: give both input and output, per million tokens")
         if "money" in self.limits and not self.prices:
             raise UserError(
-                "critic.budget.money: needs critic.prices={input: ..., output: ...} per million tokens"
+                f"{where}.budget.money: needs {where}.prices={{input: ..., output: ...}} per million tokens"
             )
 
     def refusal(self, spent: Spent, call: Spent) -> str:
@@ -68,7 +72,8 @@ class Budget:
         return (spent.input * self.prices["input"] + spent.output * self.prices["output"]) / PER_MILLION
 
     def _line(self, name: str, used: str) -> str:
-        return f"the budget is spent: {name} {used} of {self.limits[name]:g}; raise critic.budget.{name}"
+        spent = f"the budget is spent: {name} {used} of {self.limits[name]:g}"
+        return f"{spent}; raise {self.where}.budget.{name}"
 
 
 def _checked(where: str, values: Mapping[str, float | None], names: tuple[str, ...]) -> dict[str, float]:
