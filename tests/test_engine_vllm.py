@@ -17,7 +17,8 @@ from nsft_exp.records import Decoding, Request, Turn, UserError
 from nsft_exp.stages import build
 from nsft_exp.vlm.generation import Row
 from nsft_exp.vlm.hf import HFModel
-from nsft_exp.vlm.vllm_engine import VllmEngine, one_image_token
+from nsft_exp.vlm.vllm_engine import VllmEngine
+from nsft_exp.vlm.vllm_process import one_image_token
 from tiny_training import draw, make_items, train
 
 QUESTIONS = (
@@ -146,9 +147,9 @@ def test_what_was_trained_answers_and_a_killed_engine_says_so(vllm_python: str, 
     found = dict(engine.generate(requests))
     assert sum(found[name][0].ids == trained[name][0].ids for name in trained) >= 7
     assert any(found[name][0].ids != base[name][0].ids for name in base)
-    assert engine._child is not None
-    group = engine._child.pid
-    engine._child.kill()
+    assert engine._process is not None
+    group = engine._process.process.pid
+    engine._process.process.kill()
     with pytest.raises(UserError, match=r"vLLM does not answer \(code -9"):
         list(engine.generate(requests))
     engine.close()

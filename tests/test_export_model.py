@@ -23,14 +23,14 @@ from nsft_exp.export.agreement import ROUNDING, agree, summary
 from nsft_exp.export.finding import MARKER
 from nsft_exp.export.merge import MergedModel
 from nsft_exp.export.probe import GreedyAnswer
-from nsft_exp.export.vllm_process import vllm_answers
+from nsft_exp.export.vllm import vllm_answers
 from nsft_exp.images import open_image
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Item, Turn, UserError
 from nsft_exp.stages import build
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.template import exact_template, messages, writes_the_same
-from nsft_exp.vlm.vllm_engine import one_image_token
+from nsft_exp.vlm.vllm_process import one_image_token
 from tiny_training import make_items, train
 
 
@@ -343,5 +343,5 @@ def test_a_folder_of_someone_elses_is_not_written_over(
 
 
 def test_the_file_for_other_interpreters_imports_nothing_of_ours() -> None:
-    script = Path(get_object("nsft_exp.export.vllm_process").__file__).with_name("vllm_answers.py")
+    script = Path(get_object("nsft_exp.vlm.vllm_process").__file__).with_name("vllm_child.py")
     assert "nsft_exp" not in script.read_text("utf-8")

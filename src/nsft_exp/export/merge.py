@@ -20,7 +20,7 @@ from nsft_exp.export import agreement
 from nsft_exp.export.folder import write_json
 from nsft_exp.export.probe import NUM_PROBES, GreedyAnswer, ProbeSet, difference, probe_of
 from nsft_exp.export.processor import read_processor
-from nsft_exp.export.vllm_process import interpreter_with_vllm, vllm_answers
+from nsft_exp.export.vllm import interpreter_with_vllm, vllm_answers
 from nsft_exp.images import open_image as open_file
 from nsft_exp.records import Item, UserError
 from nsft_exp.stages import build

@@ -15,6 +15,11 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import torch
+
+    if (
+        not torch.cuda.is_available()
+    ):  # nothing is compiled then: it costs more than it saves, and needs a compiler
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     from vllm import LLM
 
     settings = json.loads(sys.stdin.readline())

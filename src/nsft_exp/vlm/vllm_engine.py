@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nsft_exp.images import open_image
 from nsft_exp.records import Reply, Request, UserError
 from nsft_exp.vlm.generation import Row, candidate_ids, refuse, reply_of, rows_of
+from nsft_exp.vlm.vllm_process import VllmProcess, one_image_token, save_picture
 
 if TYPE_CHECKING:
     from nsft_exp.vlm.hf import HFModel
@@ -52,8 +46,7 @@ class VllmEngine:
         if not Path(self.python).is_file():
             raise UserError(f"vlm.python={self.python}: there is no such interpreter")
         self.model, self.adapters = model, list(adapters)
-        self._child: subprocess.Popen[str] | None = None
-        self._tail: deque[str] = deque(maxlen=40)
+        self._process: VllmProcess | None = None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
         """Yield (request id, its n replies). Greedy answers are transformers' up to rounding; the noise of
@@ -61,78 +54,35 @@ class VllmEngine:
         """
         left = iter(requests)
         while some := list(islice(left, CHUNK)):
-            self._start()
+            process = self._start()
             rows = [self._rows(request) for request in some]
-            answers = self._ask([self._prompt(those) for those in rows])
+            answers = process.ask([self._prompt(those) for those in rows])
             for those, answer in zip(rows, answers, strict=True):
                 yield those[0].request.id, self._replies(those, answer)
 
     def close(self) -> None:
-        """End the child and every process that it started; remove the folder that it read."""
-        if self._child is not None:
-            assert self._child.stdin is not None
-            with suppress(BrokenPipeError):
-                self._child.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout=30)
-            with suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-            self._reader.join(timeout=5)
+        """End vLLM's processes and remove the folder that they read."""
+        if self._process is not None:
+            self._process.close()
             self._place.cleanup()
-            self._child = None
+            self._process = None
 
-    # --- the child ---------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        if self._child is not None:
-            return
-        self._place = tempfile.TemporaryDirectory(prefix="nsft-vllm-")
-        folder = Path(self._place.name) / "model"
-        folder.mkdir()
-        self.loaded = written(self.model, self.adapters, folder)
-        # as text, not as a file: Python would look for modules in the file's own folder first
-        script = Path(__file__).with_name("vllm_child.py").read_text("utf-8")
-        self._child = subprocess.Popen(
-            [self.python, "-c", script],
-            cwd=self._place.name,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # vLLM starts processes of its own, which outlive it when it is killed
-        )
-        self._reader = threading.Thread(target=self._listen, args=(self._child.stderr,), daemon=True)
-        self._reader.start()
-        settings = {
-            "model": str(folder),
-            "dtype": self.model.dtype,
-            "max_length": self.loaded.max_length,
-            "batch_size": self.model.batch_size,
-            "stops": sorted(self.loaded.stops),
-        }
-        self._ask(settings)
-
-    def _listen(self, lines: Any) -> None:
-        self._tail.extend(lines)
-
-    def _ask(self, message: Any) -> Any:
-        """Write a line to the child and return its answer. UserError with its last words where it is gone."""
-        assert self._child is not None
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        try:
-            self._child.stdin.write(json.dumps(message) + "\n")
-            self._child.stdin.flush()
-            line = self._child.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self._child.wait()
-            self._reader.join(timeout=5)
-            words = " ".join("".join(self._tail).split())[-400:]
-            raise UserError(f"vlm.engine=vllm: vLLM does not answer (code {self._child.returncode}: {words})")
-        return json.loads(line)
+    def _start(self) -> VllmProcess:
+        if self._process is None:
+            self._place = tempfile.TemporaryDirectory(prefix="nsft-vllm-")
+            place = Path(self._place.name)
+            folder = place / "model"
+            folder.mkdir()
+            self.loaded = written(self.model, self.adapters, folder)
+            settings = {
+                "model": str(folder),
+                "dtype": self.model.dtype,
+                "max_length": self.loaded.max_length,
+                "batch_size": self.model.batch_size,
+                "stops": sorted(self.loaded.stops),
+            }
+            self._process = VllmProcess(self.python, place, settings, "vlm.engine=vllm")
+        return self._process
 
     # --- requests and replies ----------------------------------------------------------------------
 
@@ -146,7 +96,7 @@ class VllmEngine:
         return rows_of(self.loaded, request)
 
     def _prompt(self, rows: list[Row]) -> dict[str, Any]:
-        """A request as the child takes it: the image tokens are one, which vLLM multiplies itself."""
+        """A request as vLLM's process takes it."""
         request, row = rows[0].request, rows[0]
         return {
             "ids": one_image_token(row.prompt, self.loaded.chat.image_token_id),
@@ -165,9 +115,7 @@ class VllmEngine:
             return None
         name = f"{abs(hash(image)):x}-{Path(image).stem[:40]}.png"
         file = Path(self._place.name) / name
-        if not file.exists():
-            open_image(image, self.loaded.exif).convert("RGB").save(file)
-        return str(file)
+        return str(file) if file.exists() else save_picture(open_image(image, self.loaded.exif), file)
 
     def _replies(self, rows: list[Row], answer: dict[str, Any]) -> tuple[Reply, ...]:
         self._check_prompt(rows[0], answer["prompt"])
@@ -198,8 +146,3 @@ def written(model: HFModel, adapters: Sequence[Path], folder: Path) -> LoadedHF:
     loaded.max_length = min(loaded.max_length, model.max_length or MAX_LENGTH)
     loaded.model = None
     return loaded
-
-
-def one_image_token(ids: Sequence[int], image_token: int) -> list[int]:
-    """The ids with each run of image tokens cut to one."""
-    return [token for n, token in enumerate(ids) if token != image_token or n == 0 or ids[n - 1] != token]
