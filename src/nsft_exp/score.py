@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsft_exp import config as configs
-from nsft_exp.benchmark.answers import read_answers, summarise
+from nsft_exp.benchmark.answers import ScoredAnswers, read_answers, summary_of
 from nsft_exp.records import UserError
 from nsft_exp.store import write_atomically
 
@@ -28,6 +28,10 @@ nsft score benchmark=<benchmark> benchmark.root=DIR answers=FILE out=scores.json
             unknown answers; one record an item goes to <out without .json>.items.jsonl. Without out= only
             a summary is printed
   strict    true: an answer file that is not exactly one answer to each question is an error
+
+For mmvet, mmhal and llavabench `answers` can be the file of judgements that the official program has kept:
+then no judge is asked. Else benchmark.judge.* says which; its replies are kept in <out without .json>.judge and
+paid for once; the key is in the environment (OPENAI_API_KEY).
 
 DIR holds the official files, as conf/benchmark/<benchmark>.yaml says; its other keys can be given too
 (benchmark.synonyms=FILE for chair). No images are read. A file that the official program scores although
@@ -46,18 +50,28 @@ def score(arguments: list[str]) -> int:
     answers, out = _answer_file(own), Path(own["out"]) if "out" in own else None
     node = benchmark_node(words)
     benchmark = build_benchmark(node)
-    if not hasattr(benchmark, "score_answers"):
+    if not hasattr(benchmark, "score_answers") and not hasattr(benchmark, "judge"):
         raise UserError(
             f"benchmark={benchmark.name}: has no rule that scores a file by itself; use nsft evaluate"
         )
     if out:
         remove_earlier(out, answers)
-    summary, records = summarise(benchmark, read_answers(answers), strict)
+    summary, records = summary_of(benchmark, scored_file(benchmark, answers, out), strict)
     if out:
         about = {"answers": str(answers), "items": items_file(out).name, "config": node}
         write_scores(out, {**summary, **about}, records)
     _show(benchmark, summary, out)
     return 0
+
+
+def scored_file(benchmark: Any, answers: Path, out: Path | None) -> ScoredAnswers:
+    """Return what the official rule makes of a file of answers; a judge keeps its replies beside `out`."""
+    if hasattr(benchmark, "judge"):
+        from nsft_exp.judging import judge_file
+
+        return judge_file(benchmark, answers, out and out.with_name(f"{out.stem}.judge"))
+    scored: ScoredAnswers = benchmark.score_answers(read_answers(answers))
+    return scored
 
 
 def split_words(arguments: Iterable[str]) -> tuple[dict[str, str], list[str]]:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsft_exp.records import ItemScore, Reply, Request, to_json
 from nsft_exp.store import StageFolder
 
+if TYPE_CHECKING:
+    from nsft_exp.judging import Judged
+
 
 def score_answers(
-    benchmark: Any, requests: list[Request], answers: dict[str, Reply], folder: StageFolder
+    benchmark: Any,
+    requests: list[Request],
+    answers: dict[str, Reply],
+    folder: StageFolder,
+    judged: Judged | None = None,
 ) -> dict[str, Any]:
     """Score answers by the benchmark's rule; write `records.jsonl` (in request order) and return the summary.
 
-    A request without an answer, or whose answer has no score, is counted and left out of the metrics.
+    `judged` is what the judge said of them, where one scores. A request without an answer, or whose answer
+    has no score, is counted and left out of the metrics; a judged benchmark's official means are then None.
     """
-    scores = {r.id: benchmark.score(r, answers[r.id]) for r in requests if r.id in answers}
+    scores = {
+        r.id: judged.score(benchmark, r.id) if judged else benchmark.score(r, answers[r.id])
+        for r in requests
+        if r.id in answers
+    }
     scored = [score for score in scores.values() if score]
     if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
         scored = benchmark.combine(scored)
@@ -24,11 +36,14 @@ def score_answers(
     (folder.path / "records.jsonl").unlink(missing_ok=True)
     with folder.appending() as append:
         for request in requests:
-            append(_item_row(request, answers.get(request.id), scores.get(request.id)))
+            row = _item_row(request, answers.get(request.id), scores.get(request.id))
+            append(row | ({"judge": judged.record(request.id)} if judged else {}))
     _write_submission(benchmark, answers, folder)
     totals: Counter[str] = Counter()
     for score in scored:
         totals.update(score.counts)
+    if judged and len(scored) < len(requests):
+        totals["lost"] = len(requests) - len(scored)
     counts = {
         "scored": len(scored),
         "unscored": len(scores) - len(scored),
@@ -39,7 +54,8 @@ def score_answers(
     from nsft_exp.statistics import rank_metrics  # NumPy: not for what only plans
 
     metrics = {**benchmark.metrics(totals), **rank_metrics(scored)}
-    return {
+    about = {"judge": judged.usage} if judged else {}
+    return about | {
         "benchmark": benchmark.name,
         "protocol": benchmark.protocol,
         "n": len(requests),

@@ -25,6 +25,8 @@ KEYS = (
     ("image_id", "text"),
     ("image", "caption"),  # captions by COCO file name
 )
+NOT_JUDGED = "the judge's reply is not there"
+"""Why an item of a judged benchmark has no score."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,17 @@ class ScoredAnswers:
     """The raw answer behind each score, in the same order; None: not answered."""
     protocol: str = ""
     """Names what was scored where the answers tell more of it than the benchmark's arguments."""
+    unjudged: list[str] = field(default_factory=list)
+    """Items of a judged benchmark whose judgement is not there: they have no score."""
+    judged: list[Any] = field(default_factory=list)
+    """What the judge said behind each score, in the same order."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """More for the summary."""
 
     @property
     def complete(self) -> bool:
         """Whether every question is answered exactly once, and nothing else, in the official order."""
-        return not (self.missing or self.duplicate or self.unknown or self.warnings)
+        return not (self.missing or self.duplicate or self.unknown or self.warnings or self.unjudged)
 
 
 class ScoresAnswers(Protocol):
@@ -138,7 +146,14 @@ def sum_counts(scores: Iterable[ItemScore]) -> dict[str, float]:
 def summarise(
     benchmark: ScoresAnswers, lines: Sequence[AnswerLine], strict: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score a file's lines as the official program does.
+    """Score a file's lines as the official program does: (summary, records) of `summary_of`."""
+    return summary_of(benchmark, benchmark.score_answers(lines), strict)
+
+
+def summary_of(
+    benchmark: ScoresAnswers, scored: ScoredAnswers, strict: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Sum up what the official program makes of a file.
 
     Returns (summary, records). The summary holds every metric as a number (None where undefined), summed
     counts, the protocol, `complete`, n of N and the missing, duplicate and unknown ids with how many there
@@ -146,12 +161,12 @@ def summarise(
     Raises UserError where the official program stops (a headline metric that divides by zero among them),
     and for any incompleteness when `strict`.
     """
-    scored = benchmark.score_answers(lines)
     account = _account(scored)
     if strict and not scored.complete:
         why = "; ".join([account, *scored.warnings])
         raise UserError(f"{benchmark.name}: {why}; complete the file or leave out strict=true")
     counts = sum_counts(scored.scores)
+    counts |= {"lost": len(scored.unjudged)} if scored.unjudged else {}
     metrics = {**benchmark.metrics(counts), **scored.extra}
     _check_headline(benchmark, metrics, account)
     summary = {
@@ -165,6 +180,7 @@ def summarise(
         "counts": {"scored": len(scored.scores), **counts},
         "unparseable": sum(s.unparseable for s in scored.scores),
         "warnings": [] if scored.complete else [account, *scored.warnings],
+        **scored.about,
     }
     for kind in ("missing", "duplicate", "unknown"):
         ids = getattr(scored, kind)
@@ -184,10 +200,14 @@ def _check_headline(benchmark: ScoresAnswers, metrics: Mapping[str, Any], accoun
 
 def _records(scored: ScoredAnswers) -> list[dict[str, Any]]:
     said = scored.said or [None] * len(scored.scores)
-    return [
+    records = [
         {"id": score.id, "answer": text, "score": to_json(score)}
         for score, text in zip(scored.scores, said, strict=True)
     ]
+    for record, replies in zip(records, scored.judged, strict=False):
+        record["judge"] = replies
+    lost = [{"id": key, "answer": None, "score": None, "reason": NOT_JUDGED} for key in scored.unjudged]
+    return records + lost
 
 
 def _undefined(value: Any) -> bool:
@@ -201,4 +221,6 @@ def _account(scored: ScoredAnswers) -> str:
         if ids:
             more = "..." if len(ids) > 5 else ""
             parts.append(f"{len(ids)} {kind} ({', '.join(map(str, ids[:5]))}{more})")
+    if scored.unjudged:
+        parts.append(f"{len(scored.unjudged)} without the judge's reply, so that there is no score")
     return ", ".join(parts)
