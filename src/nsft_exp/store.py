@@ -49,6 +49,13 @@ IGNORED = (
     "vlm.batch_size",
     "vlm.device",
     "vlm.python",
+    *(f"vlm.server.{key}" for key in ("base_url", "key_env", "cache", "check_prompts", "concurrency")),
+    *(f"vlm.server.{key}" for key in ("attempts", "backoff", "timeout", "budget*", "prices*")),
+    *(f"benchmark.judge.{key}" for key in ("base_url", "key_env", "concurrency", "attempts", "backoff")),
+    *(f"benchmark.judge.{key}" for key in ("timeout", "budget*", "prices*")),
+    "pairing.min_yield",  # what is left of the answers is judged, the answers are the same
+    "pairing.max_one_side",
+    "pairing.min_edited",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

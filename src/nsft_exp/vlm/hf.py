@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,8 +28,9 @@ class HFModel:
     after their EXIF orientation is applied or ignored. `max_length` bounds prompt and answer together (None:
     the model's own limit). Weights are read from safetensors and no code is taken from the model's folder.
 
-    `engine` answers (training is always here): `hf`, or `vllm` in a process of its own by the interpreter
-    `python` (None: this one), which needs vLLM and nothing of ours.
+    `engine` answers (training is always here): `hf`; `vllm` in a process of its own by the interpreter
+    `python` (None: this one), which needs vLLM and nothing of ours; or the `server` of that node, which
+    answers for the base alone.
 
     Other families are subclasses that name what differs. Where `preprocessing` or `prompt_style` is None it
     is the family's first.
@@ -55,6 +56,7 @@ class HFModel:
         local_files_only: bool = False,
         engine: str = "hf",
         python: str | None = None,
+        server: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.revision = revision
@@ -68,6 +70,7 @@ class HFModel:
         self.local_files_only = local_files_only
         self.engine = engine
         self.python = python
+        self.server = server
         self._check()
 
     def _check(self) -> None:
@@ -76,7 +79,7 @@ class HFModel:
             ("preprocessing", self.preprocessings),
             ("prompt_style", self.prompt_styles),
             ("exif", ("apply", "ignore")),
-            ("engine", ("hf", "vllm")),
+            ("engine", ("hf", "vllm", "server")),
         ):
             if getattr(self, key) not in choices:
                 raise UserError(
@@ -132,9 +135,37 @@ class HFModel:
         """Return what answers with the model and these trained parts: the loaded model, or its engine."""
         if self.engine == "hf":
             return self.load(adapters)
+        if self.engine == "server":
+            from nsft_exp.vlm.server import ServerEngine
+
+            self.check_served(adapters)
+            return ServerEngine(self.server or {}, self, self.exif)
         from nsft_exp.vlm.vllm_engine import VllmEngine
 
         return VllmEngine(self, adapters)
+
+    def check_served(self, adapters: Sequence[Any]) -> None:
+        """Raise UserError where a server would have to answer for a model that is trained here."""
+        if self.engine == "server" and adapters:
+            raise UserError(
+                "vlm.engine=server: the server has the base, not what is trained here; take vlm.engine=vllm, or "
+                "serve what nsft export-model writes and take nsft evaluate"
+            )
+
+    def without_weights(self) -> LoadedHF:
+        """Return what reads images and writes conversations as the loaded model does, but cannot answer."""
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+        from nsft_exp.vlm import loaded, reading
+
+        folder = self.folder()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(config)
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return self._dressed(loaded.LoadedHF, model, reading.read_tokenizer(folder))
 
     def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
         """Return the untrained model and its tokenizer."""
@@ -157,8 +188,11 @@ class HFModel:
         model = reading.with_adapters(model, adapters)
         if not getattr(model, "is_quantized", False):  # a quantized one is where it was loaded to
             model = model.to(reading.device_named(device or self.device))
-        return loaded.LoadedHF(
-            model.eval(),
+        return self._dressed(loaded.LoadedHF, model.eval(), tokenizer)
+
+    def _dressed(self, kind: type[LoadedHF], model: Any, tokenizer: Any) -> LoadedHF:
+        return kind(
+            model,
             tokenizer,
             self.family(model.config),
             style=style_named(self.prompt_style),

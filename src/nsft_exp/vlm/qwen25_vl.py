@@ -50,6 +50,7 @@ class Qwen25VL(HFModel):
         max_pixels: int = 1_003_520,
         engine: str = "hf",
         python: str | None = None,
+        server: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -64,6 +65,7 @@ class Qwen25VL(HFModel):
             local_files_only,
             engine,
             python,
+            server,
         )
         if not 0 < min_pixels <= max_pixels:
             raise UserError(

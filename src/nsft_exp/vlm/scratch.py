@@ -65,6 +65,7 @@ class ScratchLlava(HFModel):
     max_length: int | None = None
     engine: str = "hf"
     python: str | None = None
+    server: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__init__(
@@ -78,6 +79,7 @@ class ScratchLlava(HFModel):
             max_length=self.max_length,
             engine=self.engine,
             python=self.python,
+            server=self.server,
         )
         if self.width % self.head_size or self.vision_width % self.head_size:
             raise UserError(

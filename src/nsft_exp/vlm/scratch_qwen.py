@@ -55,6 +55,7 @@ class ScratchQwen25VL(Qwen25VL):
         max_pixels: int = 4096,
         engine: str = "hf",
         python: str | None = None,
+        server: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             None,
@@ -67,6 +68,7 @@ class ScratchQwen25VL(Qwen25VL):
             max_pixels=max_pixels,
             engine=engine,
             python=python,
+            server=server,
         )
         self.patch_size, self.window, self.vision_width = patch_size, window, vision_width
         self.width, self.layers, self.mlp = width, layers, mlp

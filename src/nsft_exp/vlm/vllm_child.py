@@ -16,9 +16,7 @@ def main() -> None:
     os.dup2(2, 1)
     import torch
 
-    if (
-        not torch.cuda.is_available()
-    ):  # nothing is compiled then: it costs more than it saves, and needs a compiler
+    if not torch.cuda.is_available():  # compiling costs more than it saves there, and needs a compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     from vllm import LLM
 

@@ -1,0 +1,173 @@
+"""Models behind servers of the OpenAI protocol, as answerers: `vlm.engine=server` and `vlm=server`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nsft_exp.images import open_image
+from nsft_exp.llm.asking import Call
+from nsft_exp.llm.budget import Budget, Spent
+from nsft_exp.llm.client import Client
+from nsft_exp.llm.envelope import read_envelope
+from nsft_exp.llm.ledger import Ledger
+from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.store import digest
+
+if TYPE_CHECKING:
+    from nsft_exp.interfaces import LoadedVLM
+    from nsft_exp.vlm.hf import HFModel
+    from nsft_exp.vlm.loaded import LoadedHF
+
+CHUNK = 256
+"""Requests that are in hand at once, their pictures among them."""
+IMAGE_TOKENS = 8192
+"""The most that an image is taken to cost, for the budget."""
+KEYS = (
+    *("base_url", "model", "key_env", "cache", "seeded", "check_prompts", "extra", "budget", "prices"),
+    *("concurrency", "attempts", "backoff", "timeout"),
+)
+
+
+class ServerVLM:
+    """A model that is only known by its server (conf/server.yaml): it answers, and cannot be trained.
+
+    `exif` says whether a picture is turned as its EXIF orientation says before it is sent, as PNG. Constructing
+    it sends nothing.
+    """
+
+    def __init__(self, server: Mapping[str, Any], exif: str = "apply") -> None:
+        self.server, self.exif = server, exif
+        checked(server)
+
+    def load(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
+        """Raise UserError: the weights are not here."""
+        raise UserError("vlm=server: the model is on a server and cannot be trained here; take method=base")
+
+    def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
+        """Return what asks the server."""
+        return ServerEngine(self.server, exif=self.exif)
+
+    def files(self) -> list[Path]:
+        """None: the server's name for the model is all that is known of it."""
+        return []
+
+
+class ServerEngine:
+    """Asks a server: every reply is kept in `cache` before it is used, and never asked for again.
+
+    With `model` and `check_prompts` the prompt's ids that the server read must be training's (vLLM returns
+    them). Raises UserError for settings that are wrong.
+    """
+
+    def __init__(self, server: Mapping[str, Any], model: HFModel | None = None, exif: str = "apply") -> None:
+        checked(server)
+        self.server, self.model, self.exif = server, model, exif
+        self.loaded: LoadedHF | None = None
+        how = {key: server[key] for key in ("concurrency", "attempts", "backoff", "timeout")}
+        budget = Budget(server["budget"], server["prices"], where="server")
+        ledger = Ledger(server["cache"], where="server.cache")
+        self.client = Client(ledger, budget, server["base_url"], server["key_env"], where="server", **how)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+        """Yield (request id, its n replies): texts and how they ended, without ids or log-probabilities.
+
+        Candidates have no log-probability here. Raises UserError for beams, views and answer prefixes.
+        """
+        left = iter(requests)
+        while some := list(islice(left, CHUNK)):
+            for request in some:
+                self._refuse(request)
+            rows = self.client.answers(self.call(request, n) for request in some for n in range(request.n))
+            for request in some:
+                found = [next(rows) for _ in range(request.n)]
+                if None not in found:
+                    yield request.id, tuple(self._reply(request, row) for row in found if row)
+            next(rows, None)  # past the last one: raises if any is missing
+
+    def call(self, request: Request, number: int) -> Call:
+        """Return the request of one sample; its key hashes all that is sent, and which sample it is."""
+        how = request.decoding
+        body: dict[str, Any] = {
+            "model": self.server["model"],
+            "messages": self._messages(request),
+            "max_completion_tokens": how.max_new_tokens,
+            "temperature": how.temperature,
+        }
+        if how.temperature > 0:
+            body["top_p"] = how.top_p
+        if how.temperature > 0 and self.server["seeded"]:
+            body["seed"] = int(digest([how.seed, request.id, number])[:8], 16)
+        extra = dict(self.server["extra"] or {}) | ({"return_token_ids": True} if self._checks else {})
+        body |= {"extra_body": extra} if extra else {}
+        length = sum(len(turn.text.encode()) for turn in request.turns)
+        bound = Spent(1, length + IMAGE_TOKENS * (request.image is not None), how.max_new_tokens)
+        return Call(digest([body, request.id, number])[:24], body, digest(request.turns[0].text)[:12], bound)
+
+    @property
+    def _checks(self) -> bool:
+        return self.model is not None and bool(self.server["check_prompts"])
+
+    def _messages(self, request: Request) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for number, turn in enumerate(request.turns):
+            messages.append({"role": "assistant" if number % 2 else "user", "content": turn.text})
+        if request.image is not None:
+            picture = {"type": "image_url", "image_url": {"url": self._picture(request.image)}}
+            messages[0]["content"] = [picture, {"type": "text", "text": messages[0]["content"]}]
+        return messages
+
+    def _picture(self, image: str) -> str:
+        file = io.BytesIO()
+        open_image(image, self.exif).convert("RGB").save(file, "png")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    def _reply(self, request: Request, row: dict[str, Any]) -> Reply:
+        if self._checks:
+            self._check_prompt(request, json.loads(row["raw"]).get("prompt_token_ids"))
+        envelope = read_envelope(row["raw"])
+        assert envelope is not None, f"{self.client.ledger.path}: request {row['key']}: not a reply"
+        text = envelope.text or envelope.refusal or ""
+        return Reply(text.strip(), finish="length" if envelope.finish == "length" else "stop")
+
+    def _check_prompt(self, request: Request, ids: list[int] | None) -> None:
+        from nsft_exp.vlm.generation import rows_of
+
+        if ids is None:
+            raise UserError(
+                f"{self.client.base_url}: does not return the ids of its prompts (vLLM does), so that they cannot "
+                "be compared with training's; server.check_prompts=false goes on without"
+            )
+        assert self.model is not None
+        self.loaded = self.loaded or self.model.without_weights()
+        ours = rows_of(self.loaded, request)[0].prompt
+        if tuple(ids) != ours:
+            raise UserError(
+                f"request {request.id}: the server read a prompt of {len(ids)} tokens where training writes "
+                f"{len(ours)} others; serve the folder that nsft export-model writes, whose template is training's"
+            )
+
+    def _refuse(self, request: Request) -> None:
+        """Raise UserError for a request that the protocol has no form for."""
+        what = {
+            "beams": request.decoding.num_beams != 1,
+            f"view {request.view}": request.view != "clean",
+            "an answer's beginning": bool(request.answer_prefix),
+        }
+        for name, asked in what.items():
+            if asked:
+                raise UserError(f"request {request.id}: a server takes no {name}; take vlm.engine=hf")
+
+
+def checked(server: Mapping[str, Any]) -> None:
+    """Raise UserError for a `server` node without a model, or with keys that are none."""
+    for key in server:
+        if key not in KEYS:
+            raise UserError(f"server.{key}: there is no such key; there are {', '.join(KEYS)}")
+    if not server.get("model"):
+        raise UserError("server.model has no value; give the server's name for the model (GET /v1/models)")
