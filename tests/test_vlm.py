@@ -174,7 +174,7 @@ def test_an_answer_goes_on_from_its_prefix(loaded: LoadedHF, images: list[str]) 
     ("changes", "message"),
     [
         ({"decoding": {"num_beams": 5}}, "beam"),
-        ({"view": "diffusion:500", "image": "x.png"}, "diffusion:500"),
+        ({"view": "diffusion:5000", "image": "x.png"}, "diffusion:5000"),
         ({"image": "gone.png"}, "gone.png"),
         ({"turns": (Turn("prompt", "a"), Turn("prompt", "b"))}, "last turn"),
         ({"turns": (Turn("prompt", "word " * 3000),)}, "no room"),

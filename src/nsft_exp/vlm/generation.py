@@ -44,7 +44,7 @@ class Row:
 
     def done(self) -> bool:
         """True where the answer has ended or reached its limit."""
-        return self.finish == "stop" or len(self.ids) >= self.limit
+        return self.finish != "length" or len(self.ids) >= self.limit
 
 
 @dataclass
@@ -93,7 +93,18 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
     """Cut rows into batches, those with an image apart from those without."""
     for has_image in (True, False):
         some = [row for row in rows if (row.request.image is not None) == has_image]
-        yield from (some[start : start + size] for start in range(0, len(some), size))
+        start = 0
+        while start < len(some):
+            end = start + size
+            while end < len(some) and _bound(some[end - 1], some[end]):
+                end += 1
+            yield some[start:end]
+            start = end
+
+
+def _bound(first: Row, second: Row) -> bool:
+    """True for two answers that look at one another's tokens, and so belong into one batch."""
+    return first.request is second.request and first.request.decoding.diversity > 0
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -151,8 +162,15 @@ def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
 def _prefill(loaded: LoadedHF, rows: list[Row]) -> State:
     """Run the prompts; `logits` are those of the first answer token.
 
-    Where rows ask about the same images, the prompt up to the image (the same for all) is run once an image.
+    A request's prompt is run once for all of its answers. Where rows ask about the same images, the prompt up
+    to the image (the same for all) is run once an image.
     """
+    asked = [id(row.request) for row in rows]
+    different = list(dict.fromkeys(asked))
+    if len(different) < len(rows):
+        state = _prefill(loaded, [rows[asked.index(key)] for key in different])
+        state.keep(torch.tensor([different.index(key) for key in asked], device=loaded.device))
+        return state
     positions = [_positions(loaded, row) for row in rows]
     features, place = _features(loaded, rows)
     if features is None or 2 * len(features) > len(rows):
@@ -228,6 +246,7 @@ def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
     chosen = choose(
         state.logits, [None if row.done() else row.noise for row in rows], [row.request for row in rows]
     )
+    _diversify(chosen, state.logits, rows)
     logps = state.logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
     for row, token, logp in zip(rows, chosen.tolist(), logps, strict=True):
         if row.done():
@@ -236,8 +255,26 @@ def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
         row.logps.append(logp)
         if token in loaded.stops:
             row.finish = "stop"
+        elif row.request.decoding.one_sentence and token in loaded.sentence_ends:
+            row.finish = "sentence"
     if not all(row.done() for row in rows):
         _advance(loaded, state, chosen[:, None])
+
+
+def _diversify(chosen: Tensor, logits: Tensor, rows: list[Row]) -> None:
+    """Have the greedy answers to one request avoid one another's tokens: group beam search, a beam a group.
+
+    Vijayakumar et al. 2018 with the Hamming penalty, as transformers 4 had it. Changes `chosen` [B] in place.
+    """
+    taken: dict[str, list[int]] = defaultdict(list)
+    for number, row in sorted(enumerate(rows), key=lambda pair: pair[1].number):
+        if row.done() or row.noise is not None or not row.request.decoding.diversity:
+            continue
+        scores = logits[number].clone()
+        for token in taken[row.request.id]:
+            scores[token] -= row.request.decoding.diversity
+        chosen[number] = scores.argmax()
+        taken[row.request.id].append(int(chosen[number]))
 
 
 def _advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:

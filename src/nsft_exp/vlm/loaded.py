@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nsft_exp.batching import Pictures
 from nsft_exp.conversation import VICUNA_V1, ChatEncoder, PromptStyle
 from nsft_exp.images import Layout, image_size, open_image
 from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.view import View, view_named
 from nsft_exp.vlm.family import Family, Features, Preprocess
 from nsft_exp.vlm.reading import silently
 from nsft_exp.vlm.template import candidates, exact_template
@@ -55,7 +57,13 @@ class LoadedHF:
         # LLaVA-NeXT has no padding token: nothing here tells padding by its id.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.unk_token_id
         self.stops = {self.chat.end, *_ids(model.generation_config.eos_token_id)}
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[tuple[str, str], Layout] = {}
+
+    @cached_property
+    def sentence_ends(self) -> frozenset[int]:
+        """The ids whose text ends with a full stop."""
+        texts = enumerate(self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))]))
+        return frozenset(token for token, text in texts if text.rstrip().endswith("."))
 
     @property
     def device(self) -> torch.device:
@@ -82,16 +90,16 @@ class LoadedHF:
 
         Raises UserError as `pixels` does.
         """
-        self._refuse(image, view)
+        seen = _view(image, view)
         if self.family.num_image_tokens is not None:
             return Layout(self.family.num_image_tokens)
-        if image not in self._layouts:
+        if (image, seen.kind) not in self._layouts:
             size = self.opener(image).size if self.opener else image_size(image, self.exif)
             try:
-                self._layouts[image] = self.family.layout(size)
+                self._layouts[image, seen.kind] = self.family.layout(seen.size(size))
             except UserError as error:
                 raise UserError(f"{image}: {error}") from None
-        return self._layouts[image]
+        return self._layouts[image, seen.kind]
 
     def pixels(self, image: str, view: str = "clean") -> Tensor:
         """Return an image under a view as the tower's input, float32 (for LLaVA [3, S, S]).
@@ -99,13 +107,9 @@ class LoadedHF:
         `image` is the path of a file, or what `opener` makes a picture of where that is set. Raises UserError
         for a view that does not exist or an image that cannot be opened.
         """
-        self._refuse(image, view)
+        seen = _view(image, view)
         picture = self.opener(image) if self.opener else open_image(image, self.exif)
-        return torch.from_numpy(self.preprocessing(picture))
-
-    def _refuse(self, image: str, view: str) -> None:
-        if view != "clean":
-            raise UserError(f"{image}: there is no view {view!r}; there is clean")
+        return torch.from_numpy(seen.pixels(self.preprocessing(seen.picture(picture))))
 
     def pictures(self, images: Sequence[tuple[str, str]]) -> Pictures:
         """Return (image, view) pairs as the tower's input."""
@@ -187,6 +191,13 @@ class LoadedHF:
         with silently():
             processor.save_pretrained(folder)
         return exact is not None
+
+
+def _view(image: str, name: str) -> View:
+    try:
+        return view_named(name)
+    except UserError as error:
+        raise UserError(f"{image}: {error}") from None
 
 
 def _ids(value: Any) -> list[int]:

@@ -106,7 +106,7 @@ def with_adapters(model: Any, adapters: Sequence[Path]) -> Any:
     """Put the adapters of train-stage folders on a model, those after its last full training.
 
     In float32 they are merged into the weights. In lower precision merging would round small updates away, so
-    that the last one stays beside the weights. Raises UserError for a folder without a trained part.
+    that they stay beside the weights (`stacked`). Raises UserError for a folder without a trained part.
     """
     folders = [Path(folder) for folder in adapters]
     for folder in folders:
@@ -114,9 +114,8 @@ def with_adapters(model: Any, adapters: Sequence[Path]) -> Any:
             raise UserError(f"{folder}: there is neither a trained model nor an adapter here; train it first")
     whole = [number for number, folder in enumerate(folders) if (folder / "model").is_dir()]
     folders = folders[whole[-1] + 1 :] if whole else folders
-    for number, folder in enumerate(folders):
-        keep = model.dtype != torch.float32 and number == len(folders) - 1
-        model = _with_adapter(model, folder / "adapter", merge=not keep)
+    for folder in folders:
+        model = _with_adapter(model, folder / "adapter", merge=model.dtype == torch.float32)
     return model
 
 
@@ -128,4 +127,8 @@ def _with_adapter(model: Any, folder: Path, merge: bool) -> Any:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: the adapter does not fit the model ({reason})") from error
-    return adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+    if merge:
+        return adapted.merge_and_unload(safe_merge=True)
+    from nsft_exp.vlm.stacked import stack
+
+    return stack(adapted)
