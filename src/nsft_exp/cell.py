@@ -101,12 +101,24 @@ def _say(line: str) -> None:
     log.info(Text.from_markup(line).plain)
 
 
+def _check_engine(step: Step) -> None:
+    """Refuse an engine that cannot answer as the pairing asks: about noised images, or in bound beams."""
+    engine = step.nodes["vlm"].get("engine", "hf")
+    if getattr(build(step.nodes["pairing"]), "needs_hf", False) and engine != "hf":
+        raise UserError(
+            f"vlm.engine={engine}: this pairing asks for what only the model in this process does (noise on "
+            "the vision tower's input, answers that look at one another's tokens); take vlm.engine=hf"
+        )
+
+
 def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
     for step in plan:
-        if step.kind == "train":
-            build(step.nodes["tuning"])
+        for group in ("method", "recipe", "tuning") if step.kind == "train" else ():
+            build(step.nodes[group])
+        if step.kind == "respond":
+            _check_engine(step)
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:

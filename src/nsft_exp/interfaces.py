@@ -72,7 +72,12 @@ class Pairing(Protocol):
     needs_vlm: ClassVar[bool]
 
     def pairs(self, samples: Iterable[Sample], vlm: LoadedVLM | None) -> Iterator[Preference]:
-        """Yield one Preference for every sample, in any order."""
+        """Yield one Preference for every sample, in any order.
+
+        A pairing that can tell whether its preferences are fit to be trained on also has
+        `check(preferences) -> None`, which raises UserError where they are not: it is called at the end of
+        every respond stage, a finished one included.
+        """
 
 
 class Critic(Protocol):

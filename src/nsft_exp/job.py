@@ -25,6 +25,7 @@ from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
 from nsft_exp.reference import Live, Reference, cached, reference_mode
 from nsft_exp.vlm.loaded import LoadedHF
+from nsft_exp.vlm.stacked import is_stacked
 from nsft_exp.world import World
 
 PIXEL_CACHE_BYTES = 256 * 2**20
@@ -147,6 +148,11 @@ def make_trainable(job: Job) -> PeftModel | None:
     model.requires_grad_(False)
     peft = _with_lora(job) if tuning.kind == "lora" else None
     if tuning.kind == "full":
+        if is_stacked(model):
+            raise UserError(
+                "tuning=full: adapters that were trained before are beside the weights in lower precision; "
+                "take vlm.dtype=float32, where they are merged"
+            )
         trained: tuple[str, ...] = ("model.language_model.", "lm_head.")
         trained += job.loaded.family.projector_parts if tuning.train_projector else ()
         for name, parameter in model.named_parameters():

@@ -1,13 +1,16 @@
 """From a composed config to the steps of its cell: a pure function.
 
 A cell is a list of steps. Most are a line of four (respond, critique, train, evaluate); a method that
-iterates repeats them, a later train step naming the earlier ones it starts from (`init`).
+iterates repeats the first three (`rounds`), each round answering with, and starting from, the model that
+the rounds before it have trained (`init`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from nsft_exp.records import UserError
 
 Kind = Literal["respond", "critique", "train", "evaluate"]
 
@@ -18,7 +21,7 @@ class Step:
 
     `label` is the readable part of its folder's name. `nodes` are the resolved config nodes that it reads.
     `inputs` names the earlier steps whose records it consumes; `init` names, in order, the train steps whose
-    result its model starts from.
+    result its model starts from (of a critique: with whose result the model gave the answers).
     """
 
     kind: Kind
@@ -33,30 +36,87 @@ def make_plan(config: dict[str, Any], choices: dict[str, str], consumes: str) ->
     """Return the steps of one cell in order.
 
     `config` is the resolved config, `choices` the chosen option of each group, and `consumes` the
-    method's (`nothing`: the base VLM itself, no training).
+    method's (`nothing`: the base VLM itself, no training). The last round's steps are named after their
+    kinds, those of earlier rounds also after their number (`train:1`). Raises UserError for rounds that make
+    no sense.
     """
     config = {**config, "source": _with_held_out(config)}
+    rounds = _rounds(config)
     steps: list[Step] = []
-    asked = f"{choices['source']}-{choices['vlm']}"
-    if config["pairing"]:
-        nodes = _take(config, "source", "vlm", "pairing")
-        steps.append(Step("respond", "respond", f"{asked}-{choices['pairing']}", nodes))
-    if config["critic"]:
-        nodes = _take(config, "source", "critic", "codebook")
-        label = f"{asked}-{choices['critic']}-{choices['codebook']}"
-        steps.append(Step("critique", "critique", label, nodes, inputs=("respond",)))
-    inputs = tuple(step.name for step in steps)
     trained: tuple[str, ...] = ()
-    row = f"{asked}-{row_label(choices).replace('/', '-')}-seed{config['seed']}"
-    if consumes != "nothing":
-        nodes = _take(config, "source", "vlm", "method", "recipe", "tuning", "trainer", "seed")
-        steps.append(Step("train", "train", row, nodes, inputs=inputs))
-        trained = ("train",)
+    for number, changes in enumerate(rounds, 1):
+        suffix = "" if number == len(rounds) else f":{number}"
+        steps += _round(_changed(config, changes), choices, consumes, number, suffix, trained)
+        if consumes != "nothing":
+            trained += (f"train{suffix}",)
+    row = _row(config, choices)
+    if len(rounds) > 1:
+        row += f"-round{len(rounds)}"
     for member, node in benchmark_members(config["benchmark"]).items():
         nodes = {"vlm": config["vlm"], "benchmark": node, "limit": config.get("limit")}
         label = f"{member}-{row if trained else choices['vlm']}"
         steps.append(Step("evaluate", f"evaluate:{member}", label, nodes, init=trained))
     return steps
+
+
+def _round(
+    config: dict[str, Any],
+    choices: dict[str, str],
+    consumes: str,
+    number: int,
+    suffix: str,
+    init: tuple[str, ...],
+) -> list[Step]:
+    """One round's steps; `init` names the trainings of the rounds before it."""
+    asked, row = f"{choices['source']}-{choices['vlm']}", _row(config, choices)
+    later = (
+        f"{row}-round{number}" if number > 1 else None
+    )  # what depends on the rounds before is the row's own
+    steps: list[Step] = []
+    if config["pairing"]:
+        nodes = _take(config, "source", "vlm", "pairing")
+        label = later or f"{asked}-{choices['pairing']}"
+        steps.append(Step("respond", f"respond{suffix}", label, nodes, init=init))
+    if config["critic"]:
+        nodes = _take(config, "source", "critic", "codebook")
+        label = later or f"{asked}-{choices['critic']}-{choices['codebook']}"
+        critique = Step("critique", f"critique{suffix}", label, nodes, (f"respond{suffix}",), init)
+        steps.append(critique)
+    if consumes != "nothing":
+        nodes = _take(config, "source", "vlm", "method", "recipe", "tuning", "trainer", "seed")
+        inputs = tuple(step.name for step in steps)
+        steps.append(Step("train", f"train{suffix}", later or row, nodes, inputs=inputs, init=init))
+    return steps
+
+
+def _row(config: dict[str, Any], choices: dict[str, str]) -> str:
+    asked = f"{choices['source']}-{choices['vlm']}"
+    return f"{asked}-{row_label(choices).replace('/', '-')}-seed{config['seed']}"
+
+
+def _rounds(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each round changes in the config: `rounds` is a number, or a list with one mapping a round."""
+    rounds = config.get("rounds", 1)
+    if isinstance(rounds, int) and rounds >= 1:
+        return [{}] * rounds
+    if isinstance(rounds, list) and rounds and all(isinstance(changes, dict) for changes in rounds):
+        return rounds
+    raise UserError(
+        f"rounds={rounds}: take a number from 1 on, or a list with one mapping of changed values a round"
+    )
+
+
+def _changed(node: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The node with some of its values replaced. Raises UserError for a key that it does not have."""
+    for name in changes:
+        if name not in node:
+            raise UserError(f"rounds: {prefix}{name}: there is no such key; there are {', '.join(node)}")
+    return node | {
+        name: _changed(node[name], value, f"{prefix}{name}.")
+        if isinstance(value, dict) and isinstance(node[name], dict)
+        else value
+        for name, value in changes.items()
+    }
 
 
 def row_label(choices: dict[str, str]) -> str:

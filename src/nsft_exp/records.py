@@ -145,6 +145,10 @@ class Decoding:
     num_beams: int = 1
     seed: int = 0
     """Seed of sampled answers; the noise of a token comes from (seed, request id, sample index, step)."""
+    diversity: float = 0.0
+    """Of n greedy answers: what a token's logit loses for each earlier one that takes it at the same step."""
+    one_sentence: bool = False
+    """End after a full stop."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Reply:
     ids: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()
     finish: str = "stop"
-    """`stop` (end of answer) or `length` (token limit)."""
+    """`stop` (end of answer), `length` (token limit) or `sentence` (a full stop, where one was asked for)."""
     candidate_logps: tuple[float, ...] | None = None
     """Summed log-probability (nats, end of answer included) of each of the request's candidates."""
 

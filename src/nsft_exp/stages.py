@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ from nsft_exp.items import (
 )
 from nsft_exp.output import append_records, circumstances, done_ids, track
 from nsft_exp.plan import Step
-from nsft_exp.records import Example, Item, Reply, Request, UserError, from_json, to_json
+from nsft_exp.records import Example, Item, Reply, Request, Sample, UserError, from_json, to_json
 from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, digest
 from nsft_exp.torchrun import num_ranks, run_ranks
@@ -51,9 +51,9 @@ def run_step(step: Step, run: CellRun) -> StageFolder:
 
 
 def respond(step: Step, run: CellRun) -> StageFolder:
-    """The base VLM answers: one Preference for every sample, appended by id."""
+    """The VLM answers (the base, or in later rounds what was trained): one Preference for every sample."""
     samples = run.samples(step)
-    folder = _open(step, run, without=("source.size", "source.seed"))
+    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
     inputs = {s.id: sample_digest(s, run.store) for s in samples}
     with folder.lock():
         done = done_ids(folder, inputs)
@@ -63,14 +63,21 @@ def respond(step: Step, run: CellRun) -> StageFolder:
             pairing = build(step.nodes["pairing"])
             with answering(step, run) if pairing.needs_vlm else nullcontext() as vlm:
                 append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
+        _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
     return folder
+
+
+def _check_pairs(pairing: Any, folder: StageFolder, samples: Sequence[Sample], run: CellRun) -> None:
+    """Have a pairing that can tell say whether this cell's preferences are fit to be trained on."""
+    if hasattr(pairing, "check"):
+        pairing.check(list(read_preferences(folder, samples, run.store).values()))
 
 
 def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
     samples = run.samples(step)
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
-    folder = _open(step, run, without=("source.size", "source.seed"))
+    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     with folder.lock():
         done = done_ids(folder, inputs)
@@ -82,6 +89,11 @@ def critique(step: Step, run: CellRun) -> StageFolder:
             if hasattr(critic, "usage"):  # what its calls have cost, those of earlier runs included
                 folder.finish({**(folder.manifest() or {}), "usage": critic.usage(folder.records())})
     return folder
+
+
+def _answered_by(step: Step, run: CellRun) -> Any:
+    """The keys of the trainings whose model answers, for the stage's key; None for the base."""
+    return {"init": [run.keys[name] for name in step.init]} if step.init else None
 
 
 # --- train -----------------------------------------------------------------------------------------
@@ -142,7 +154,8 @@ def _fit(
     from nsft_exp.training import fit
 
     first = world is None or world.first
-    with _streaming(run) if first else nullcontext() as listen:
+    last_round = step.name == "train"  # a logger's steps only go up
+    with _streaming(run) if first and last_round else nullcontext() as listen:
         return fit(
             vlm=build(step.nodes["vlm"]),
             method=build(step.nodes["method"]),
@@ -193,14 +206,39 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     benchmark.files()  # those that are made when missing are there from here on, for the key
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
-        if folder.manifest() is None:
+        if not _is_evaluated(folder):
             run.begin()
             started = time.perf_counter()
             requests = benchmark.requests()[: step.nodes.get("limit")]
-            answers = _answers(requests, folder, step, run)
-            scores = score_answers(benchmark, requests, answers, folder)
+            if hasattr(benchmark, "judge"):
+                scores = _judged(benchmark, requests, folder, step, run)
+            else:
+                answers = _answers(requests, folder, step, run)
+                scores = score_answers(benchmark, requests, answers, folder)
             folder.finish({**scores, **circumstances(started)})
     return folder
+
+
+def _is_evaluated(folder: StageFolder) -> bool:
+    """Whether there is nothing left to do: a judge's replies that never came are asked for again."""
+    manifest = folder.manifest()
+    return manifest is not None and not manifest.get("judge", {}).get("unjudged")
+
+
+def _judged(
+    benchmark: Any, requests: list[Request], folder: StageFolder, step: Step, run: CellRun
+) -> dict[str, Any]:
+    """Answers first, in a folder of their own (whoever judges them, they are given once); then the judge."""
+    from nsft_exp.judging import ask_judge
+
+    nodes = {**step.nodes, "benchmark": {k: v for k, v in step.nodes["benchmark"].items() if k != "judge"}}
+    inputs = {"init": [run.keys[name] for name in step.init]}
+    place = run.store.open("answer", step.label, run.store.key("answer", nodes, inputs))
+    with place.lock():
+        place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
+        answers = _answers(requests, place, step, run)
+    judged = ask_judge(benchmark, {key: reply.text for key, reply in answers.items()}, folder.path)
+    return score_answers(benchmark, requests, answers, folder, judged)
 
 
 CHUNK = 512

@@ -181,7 +181,7 @@ def make_cell(outcome: dict[str, Any]) -> Cell:
         error=outcome["error"],
         log=Path(outcome["log"]),
         counts=_counts(trained) | _critic_quality(config, folders),
-        costs=_costs(trained),
+        costs=_costs(trained, folders),
         config=config,
         samples=lambda: build(source).samples(),
         train_folder=_path(folders, "train"),
@@ -221,12 +221,14 @@ def _audited(asked: str, respond: str, critique: str) -> dict[str, Any]:
     return {"critic_precision": sums.precision, "critic_recall": sums.recall} if sums.found else {}
 
 
-def _costs(trained: dict[str, Any] | None) -> dict[str, Any]:
-    """What training took."""
+def _costs(trained: dict[str, Any] | None, folders: dict[str, str]) -> dict[str, Any]:
+    """What training took, the seconds of all rounds together."""
     if trained is None:
         return {}
     names = ("models_held", "trainable_parameters", "peak_memory_bytes")
-    return {name: trained[name] for name in names if name in trained} | {"train_seconds": trained["seconds"]}
+    rounds = [path for name, path in folders.items() if name.partition(":")[0] == "train"]
+    seconds = sum((StageFolder(Path(path)).manifest() or {}).get("seconds", 0.0) for path in rounds)
+    return {name: trained[name] for name in names if name in trained} | {"train_seconds": seconds}
 
 
 def _path(folders: dict[str, str], name: str) -> Path | None:

@@ -48,8 +48,8 @@ class FoundCell:
         return found
 
     def step(self, kind: str) -> Step | None:
-        """The cell's step of this kind, if it has one."""
-        return next((step for step in self.plan if step.kind == kind), None)
+        """The cell's step of this kind (that of its last round), if it has one."""
+        return next((step for step in reversed(self.plan) if step.kind == kind), None)
 
 
 def take_words(arguments: Iterable[str], names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -82,8 +82,13 @@ def compose_cell(words: Iterable[str]) -> FoundCell:
 
 
 def run_steps(cell: FoundCell, *kinds: str) -> None:
-    """Find the cell's steps of these kinds in the store, or run them; prints where each result is."""
-    steps = [step for step in cell.plan if step.kind in kinds]
+    """Find the cell's steps of these kinds in the store, or run them; prints where each result is.
+
+    The rounds before the last one are run whole.
+    """
+    last = {step.name for kind in kinds if (step := cell.step(kind))}
+    rounds = [step for step in cell.plan if step.kind != "evaluate"]
+    steps = [step for step in rounds if step.name in last or step.name.partition(":")[2]]
     preflight(steps)
     for step in steps:
         launch(step, cell.run, cell.config.get("launch", "auto"))

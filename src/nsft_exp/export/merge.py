@@ -42,7 +42,7 @@ class MergedModel:
 
     `vlm` is the base's config node, `trained` a train stage's folder (None: the base itself), `items` those
     whose first questions are the probes, `open_image` the source's own way to make pictures, `python` an
-    interpreter with vLLM.
+    interpreter with vLLM, `parents` the train stages' folders of the rounds before.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class MergedModel:
     items: Sequence[Item]
     open_image: Callable[[str], Any] | None = None
     python: str | None = None
+    parents: Sequence[Path] = ()
     found: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class MergedModel:
         return logits
 
     def _load(self, dtype: str, trained: Sequence[Path] = ()) -> Any:
-        loaded = build(self.vlm | {"dtype": dtype}).load(list(trained))
+        loaded = build(self.vlm | {"dtype": dtype}).load([*self.parents, *trained])
         loaded.opener = self.open_image
         return loaded
 

@@ -78,7 +78,9 @@ def _write(
 
     items, _ = items_of(cell)
     open_image = getattr(build(cell.source), "open_image", None)
-    merged = MergedModel(folder, cell.config["vlm"], trained, items, open_image, python)
+    step = cell.step("train")
+    parents = [cell.run.folders[name].path for name in step.init] if step else []
+    merged = MergedModel(folder, cell.config["vlm"], trained, items, open_image, python, parents)
     facts["proof"] = merged.write()
     _check_files(folder)
     about = circumstances(0.0)

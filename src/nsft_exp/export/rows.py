@@ -38,8 +38,11 @@ def preference_rows(items: Iterable[Item]) -> tuple[list[Row], Counter[str]]:
         if pair is None or pair.status != "ok":
             left_out[pair.status if pair else "no preference"] += 1
             continue
-        answers = {"chosen": Turn("chosen", pair.chosen), "rejected": Turn("rejected", pair.rejected)}
-        rows.append(Row(item.sample.id, item.sample.image, question_turns(item.sample), answers))
+        others = [other["rejected"] for other in pair.details.get("others", ())]
+        for number, rejected in enumerate((pair.rejected, *others)):
+            answers = {"chosen": Turn("chosen", pair.chosen), "rejected": Turn("rejected", rejected)}
+            name = f"{item.sample.id}#{number}" if number else item.sample.id
+            rows.append(Row(name, item.sample.image, question_turns(item.sample), answers))
     return rows, left_out
 
 
@@ -52,12 +55,17 @@ def question_turns(sample: Sample) -> tuple[Turn, ...]:
 def conversation_rows(examples: Iterable[Example]) -> list[Row]:
     """A row for every conversation of the examples (`id/1` is an example's second).
 
-    Raises UserError for an image under a view, which no file holds.
+    Raises UserError for an image under a view, which no file holds, and an answer that is trained against.
     """
     rows = []
     for example in examples:
         for number, conversation in enumerate(example.conversations):
             name = f"{example.id}/{number}" if number else example.id
+            if any(turn.role in ("rejected", "mismatch") for turn in conversation.turns):
+                raise UserError(
+                    f"example {name}: the method trains against an answer, which plain conversations cannot "
+                    "say; export its pairs with kind=preference"
+                )
             if conversation.view != "clean":
                 raise UserError(
                     f"example {name}: its image is seen through {conversation.view}, which no file holds; "
