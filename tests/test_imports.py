@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
-MODEL = ("batching", "conversation", "images")
+MODEL = ("batching", "conversation", "images", "view")
 TRAINING = ("recipe", "reference", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
@@ -21,11 +21,14 @@ ALLOWED = {
     "store": ("records",),
     "statistics": ("records",),
     "recipe": ("records",),
-    "plan": (),
+    "plan": ("records",),
     "images": ("records",),
+    "augment": (),
+    "view": ("records", "augment"),
     "conversation": ("records",),
     "batching": (*VOCABULARY, "conversation", "images"),
-    **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL)),
+    "llm": ("records",),
+    **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL, "llm")),
     "reference": TRAINING,
     "world": (),
     "child": (),
@@ -39,12 +42,13 @@ ALLOWED = {
     "wandb_log": (*VOCABULARY, "report"),
     "items": ("records", "store"),
     "output": ("records", "store"),
-    "scoring": ("records", "store", "statistics"),
+    "judging": ("records", "output", "llm", "benchmark"),
+    "scoring": ("records", "store", "statistics", "judging"),
     "cell_run": ("records", "store", "plan"),
     "torchrun": ("records", "store", "child"),
     "stages": (
         *("records", "store", "plan", "items", "output", "scoring", "training"),
-        *("cell_run", "torchrun", "world"),
+        *("cell_run", "torchrun", "world", "judging"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),
     "launch": ("records", "store", "plan", "stages", "cell_run", "child", "torchrun"),
@@ -54,7 +58,9 @@ ALLOWED = {
         *("records", "store", "plan", "config", "cell", "launch", "stages", "items", "output"),
         *("conversation", "images", "vlm"),
     ),
-    "score": ("records", "store", "config", "benchmark"),
+    "score": ("records", "store", "config", "benchmark", "judging"),
+    "evaluate": ("records", "store", "config", "score"),
+    "compare": ("records", "store", "config", "score", "statistics"),
     "check": (*TRAINING, "config", "plan", "output", "stages", "source"),
 }
 
@@ -100,6 +106,7 @@ def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
         "config",
         "cell",
         "stages",
+        "judging",
         "study",
         "device",
         "cell_process",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -122,7 +123,7 @@ class DPO:
         """One example a pair: the conversation that ends in the chosen answer, and that with the rejected."""
         for reason, number in self.left_out(items).items():
             if number:
-                log.warning("%d of %d pairs left out: %s", number, len(wanted(items, "common")), reason)
+                log.warning("%d of %d pairs left out: %s", number, len(each_pair(items)), reason)
         return [Example(item.sample.id, self.conversations(item)) for item in self.kept(items)]
 
     def conversations(self, item: Item) -> tuple[Conversation, ...]:
@@ -130,16 +131,16 @@ class DPO:
         return conversation(item, "chosen"), conversation(item, "rejected")
 
     def kept(self, items: Sequence[Item]) -> list[Item]:
-        """The pairs that are trained on."""
+        """The pairs that are trained on: one for each rejected answer of a sample."""
         limit = self.max_length_ratio
-        pairs = wanted(items, "common")
+        pairs = each_pair(items)
         return pairs if limit is None else [item for item in pairs if length_ratio(item) <= limit]
 
     def left_out(self, items: Sequence[Item]) -> dict[str, int]:
         """How many pairs that differ are not trained on, by reason."""
         if self.max_length_ratio is None:
             return {}
-        return {"answers of unequal length": len(wanted(items, "common")) - len(self.kept(items))}
+        return {"answers of unequal length": len(each_pair(items)) - len(self.kept(items))}
 
     # --- loss --------------------------------------------------------------------------------------
 
@@ -180,6 +181,21 @@ class DPO:
             case "orpo":
                 return self.beta * pair_loss.odds_ratio(chosen_E, rejected_E)
         return losses.dpo_sigmoid(margin_E, self.beta, self.label_smoothing)
+
+
+def each_pair(items: Sequence[Item]) -> list[Item]:
+    """Return an item for every pair of a chosen and a rejected answer that differ.
+
+    Further rejected answers of a sample are in its preference's details (`others`); their ids have a number.
+    """
+    found = []
+    for item in wanted(items, "common"):
+        assert item.preference is not None
+        found.append(item)
+        for number, other in enumerate(item.preference.details.get("others", ()), 1):
+            sample = replace(item.sample, id=f"{item.sample.id}#{number}")
+            found.append(Item(sample, replace(item.preference, **other), item.correction))
+    return found
 
 
 def length_ratio(item: Item) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -85,15 +85,16 @@ def error_spans(item: Item) -> list[tuple[int, int]]:
     """
     if item.correction is None or item.preference is None or item.preference.status != "ok":
         return []
-    return sorted(set(_located(item.correction.errors, item.preference.rejected)))
+    text = item.preference.rejected
+    return sorted({span for error in item.correction.errors for span in locate(error, text)})
 
 
-def _located(errors: Sequence[FoundError], text: str) -> Iterator[tuple[int, int]]:
-    """The spans as the critic gives them where they hold its words, or where the text has these just once."""
-    for error in errors:
-        given = text[error.start : error.end] if 0 <= error.start < error.end <= len(text) else ""
-        if given.strip() and (given == error.wrong or not error.wrong):
-            yield error.start, error.end
-        elif error.wrong.strip() and text.count(error.wrong) == 1:
-            start = text.index(error.wrong)
-            yield start, start + len(error.wrong)
+def locate(error: FoundError, text: str) -> list[tuple[int, int]]:
+    """Return the error's span as the critic gives it where that holds its words, or where they stand once."""
+    given = text[error.start : error.end] if 0 <= error.start < error.end <= len(text) else ""
+    if given.strip() and (given == error.wrong or not error.wrong):
+        return [(error.start, error.end)]
+    if error.wrong.strip() and text.count(error.wrong) == 1:
+        start = text.index(error.wrong)
+        return [(start, start + len(error.wrong))]
+    return []

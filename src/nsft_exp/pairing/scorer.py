@@ -1,0 +1,130 @@
+"""How well a sentence fits an image: by CLIP, or by what the VLM itself says when asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from nsft_exp.images import Preprocessing, open_image
+from nsft_exp.interfaces import LoadedVLM
+from nsft_exp.records import Decoding, Request, Sample, Turn, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Scorer(Protocol):
+    """An image-text scorer; only the order of scores of one image matters."""
+
+    def scores(self, texts: Sequence[tuple[Sample, str]], vlm: LoadedVLM) -> list[float]:
+        """Return how well each text fits its sample's image; higher is better. `vlm` is what answers."""
+
+
+class Clip:
+    """The cosine of CLIP's image and text embeddings, from a `CLIPModel` in the folder `path`.
+
+    Texts are cut at the model's limit (77 tokens). Images are cropped in the middle, as the model's own
+    processor does.
+    """
+
+    def __init__(self, path: str, device: str = "auto", batch_size: int = 64) -> None:
+        self.path, self.device, self.batch_size = path, device, batch_size
+        self._loaded: tuple[Any, Any] | None = None
+
+    def scores(self, texts: Sequence[tuple[Sample, str]], vlm: LoadedVLM) -> list[float]:
+        """Return cosines in [-1, 1]. Raises UserError where the folder holds no CLIP model."""
+        import torch
+
+        model, tokenizer = self._load()
+        seen: dict[str, Tensor] = {}
+        found: list[float] = []
+        for start in range(0, len(texts), self.batch_size):
+            some = texts[start : start + self.batch_size]
+            with torch.inference_mode():
+                images = torch.cat([self._image(model, str(sample.image), seen) for sample, _ in some])
+                limit = model.config.text_config.max_position_embeddings
+                words = tokenizer(
+                    [text for _, text in some],
+                    padding=True,
+                    truncation=True,
+                    max_length=limit,
+                    return_tensors="pt",
+                ).to(model.device)
+                written = model.text_projection(model.text_model(**words).pooler_output)
+                found += torch.cosine_similarity(images, written).tolist()
+        return found
+
+    def _image(self, model: Any, image: str, seen: dict[str, Tensor]) -> Tensor:
+        """The image's embedding [1, D]."""
+        import torch
+
+        if image not in seen:
+            size = model.config.vision_config.image_size
+            pixels = torch.from_numpy(Preprocessing(size, "crop")(open_image(image)))[None].to(model.device)
+            seen[image] = model.visual_projection(model.vision_model(pixels).pooler_output)
+        return seen[image]
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            import torch
+            from transformers import AutoTokenizer, CLIPModel
+
+            if not (Path(self.path) / "config.json").is_file():
+                raise UserError(
+                    f"{self.path}: there is no CLIP model; pairing.scorer.path must name its folder"
+                )
+            gpu = self.device == "auto" and torch.cuda.is_available()
+            model = CLIPModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True)
+            model = model.eval().to("cuda" if gpu else "cpu" if self.device == "auto" else self.device)
+            self._loaded = (model, AutoTokenizer.from_pretrained(self.path, local_files_only=True))
+        return self._loaded
+
+
+ASK = 'Does this image show the following? "{text}" Answer yes or no.'
+
+
+class Yes:
+    """The VLM's own log p(Yes) - log p(No) when asked whether the image shows the text (VQAScore, Lin et al.
+    2024).
+
+    With a `lexicon` (the toy world's words) the VLM is asked for each object that the text names, in the
+    wording of its yes/no questions, and the answers' mean counts; a text without one gets 0.
+    """
+
+    def __init__(self, lexicon: str | None = None) -> None:
+        self.lexicon = lexicon
+        self._words: dict[str, Any] = {}
+
+    def scores(self, texts: Sequence[tuple[Sample, str]], vlm: LoadedVLM) -> list[float]:
+        """Return log-odds in nats."""
+        requests: dict[tuple[str, str], Request] = {}
+        asked = [[(sample.id, q) for q in self._questions(text)] for sample, text in texts]
+        for (sample, _), keys in zip(texts, asked, strict=True):
+            for key in keys:
+                name = f"{sample.id}|score{len(requests)}"
+                requests.setdefault(key, _yes_or_no(name, sample, key[1]))
+        odds = {}
+        for name, (reply, *_) in vlm.generate(requests.values()):
+            assert reply.candidate_logps is not None
+            odds[name] = reply.candidate_logps[0] - reply.candidate_logps[1]
+        return [sum(odds[requests[key].id] for key in keys) / max(1, len(keys)) for keys in asked]
+
+    def _questions(self, text: str) -> list[str]:
+        if self.lexicon is None:
+            return [ASK.format(text=text)]
+        if not self._words:
+            self._words = yaml.safe_load(Path(self.lexicon).read_text("utf-8"))
+        words = self._words
+        sizes, colors, nouns = ("|".join(words[name]) for name in ("sizes", "colors", "categories"))
+        things = re.findall(rf"\b[Aa]n? (?:(?:{sizes}) )?((?:(?:{colors}) )?(?:{nouns}))\b", text)
+        wording = words["questions"]["existence"]["test"][0] + words["short"]
+        return [wording.format(a=("an " if thing[0] in "aeiou" else "a ") + thing) for thing in things]
+
+
+def _yes_or_no(name: str, sample: Sample, text: str) -> Request:
+    decoding = Decoding(max_new_tokens=1)
+    return Request(name, sample.image, (Turn("prompt", text),), decoding=decoding, candidates=("Yes", "No"))
