@@ -139,7 +139,7 @@ def test_mmhal_fills_the_four_places_of_the_programs_prompt(tmp_path: Path) -> N
     assert ask.messages == (("user", said),)
     (tmp_path / "eval_gpt_mmhal.py").write_text("template = 'Only {} and {}'\n")
     with pytest.raises(
-        UserError, match="eval_gpt_mmhal.py: has not the four places {} of MMHal-Bench's prompt"
+        UserError, match=r"eval_gpt_mmhal.py: has not the four places {} of MMHal-Bench's prompt"
     ):
         hal(tmp_path).ask("5", "", [])
 
@@ -289,7 +289,7 @@ def test_a_grade_file_with_a_question_missing_has_no_total(
     with pytest.raises(UserError, match="strict=true"):
         scored(tmp_path, "mmvet", file, "strict=true")
     foreign = write_json(tmp_path / "f.json", grades(v1_99=[0.5]))
-    with pytest.raises(UserError, match="v1_99 is not in .*mm-vet.json; the official program stops there"):
+    with pytest.raises(UserError, match=r"v1_99 is not in .*mm-vet.json; the official program stops there"):
         scored(tmp_path, "mmvet", foreign)
 
 
@@ -342,7 +342,8 @@ def test_answers_that_the_official_program_cannot_take_are_refused_in_one_line(
     tmp_path: Path, name: str, rows: Any, message: str
 ) -> None:
     {"mmvet": write_mmvet, "mmhal": write_mmhal, "llavabench": write_llavabench}[name](tmp_path)
-    file = write_json(tmp_path / "answers.json", rows)
+    write = write_lines if name == "llavabench" else write_json
+    file = write(tmp_path / "answers.json", rows)
     with pytest.raises(UserError, match=message) as error:
         score([f"benchmark={name}", f"benchmark.root={tmp_path}", f"answers={file}"])
     assert "\n" not in str(error.value)

@@ -44,7 +44,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        missing = sorted(OmegaConf.missing_keys(ours))
+        missing = missing_keys(ours)
         if not missing:
             raise
         raise UserError(
@@ -52,6 +52,12 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def missing_keys(config: DictConfig) -> list[str]:
+    """The dotted names of the mandatory values that are missing, in order. (OmegaConf's own stops at an
+    interpolation of one.)"""
+    return [name for name, value in leaves(OmegaConf.to_container(config)) if value == "???"]
 
 
 def with_excluded_benchmarks(config: DictConfig) -> DictConfig:

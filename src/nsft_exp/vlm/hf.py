@@ -148,8 +148,8 @@ class HFModel:
         """Raise UserError where a server would have to answer for a model that is trained here."""
         if self.engine == "server" and adapters:
             raise UserError(
-                "vlm.engine=server: the server has the base, not what is trained here; take vlm.engine=vllm, or "
-                "serve what nsft export-model writes and take nsft evaluate"
+                "vlm.engine=server: the server has the base, not what is trained here; take vlm.engine=vllm, "
+                "or serve what nsft export-model writes and take nsft evaluate"
             )
 
     def without_weights(self) -> LoadedHF:

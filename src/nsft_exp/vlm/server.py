@@ -35,10 +35,10 @@ KEYS = (
 
 
 class ServerVLM:
-    """A model that is only known by its server (conf/server.yaml): it answers, and cannot be trained.
+    """A model that is only known by its server (the node `server`): it answers, and cannot be trained.
 
-    `exif` says whether a picture is turned as its EXIF orientation says before it is sent, as PNG. Constructing
-    it sends nothing.
+    `exif` says whether a picture is turned as its EXIF orientation says before it is sent, as PNG.
+    Constructing it sends nothing.
     """
 
     def __init__(self, server: Mapping[str, Any], exif: str = "apply") -> None:
@@ -140,16 +140,16 @@ class ServerEngine:
 
         if ids is None:
             raise UserError(
-                f"{self.client.base_url}: does not return the ids of its prompts (vLLM does), so that they cannot "
-                "be compared with training's; server.check_prompts=false goes on without"
+                f"{self.client.base_url}: does not return the ids of its prompts (vLLM does), so that they "
+                "cannot be compared with training's; server.check_prompts=false goes on without"
             )
         assert self.model is not None
         self.loaded = self.loaded or self.model.without_weights()
         ours = rows_of(self.loaded, request)[0].prompt
         if tuple(ids) != ours:
             raise UserError(
-                f"request {request.id}: the server read a prompt of {len(ids)} tokens where training writes "
-                f"{len(ours)} others; serve the folder that nsft export-model writes, whose template is training's"
+                f"request {request.id}: the server read a prompt of {len(ids)} tokens where training "
+                f"writes {len(ours)} others; serve the folder of nsft export-model: its template is training's"
             )
 
     def _refuse(self, request: Request) -> None:
