@@ -149,7 +149,7 @@ class ServerEngine:
         if tuple(ids) != ours:
             raise UserError(
                 f"request {request.id}: the server read a prompt of {len(ids)} tokens where training "
-                f"writes {len(ours)} others; serve the folder of nsft export-model: its template is training's"
+                f"writes {len(ours)} others; serve what nsft export-model writes: it has training's template"
             )
 
     def _refuse(self, request: Request) -> None:
