@@ -7,6 +7,7 @@ VENV := .venv
 VLLM := .venv-vllm
 RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
@@ -47,10 +48,10 @@ report: $(VENV)/core ## Rebuild table, figures and page of a finished study: mak
 	@$(RUN) report --config-name $(STUDY) $(ARGS)
 
 test: $(VENV)/test ## All tests but the slow ones
-	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
 

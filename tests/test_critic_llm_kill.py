@@ -89,11 +89,8 @@ def test_a_run_that_is_broken_off_stops_asking_and_can_go_on(tmp_path: Path) -> 
 def test_a_critic_sees_what_another_one_receives_meanwhile(tmp_path: Path) -> None:
     with serving(lambda body, number: Answer(body=completion(reply()))) as server:
         early = critic(server, tmp_path)
-        early.ledger.refresh()
-        running = early.corrections(pairs(2))
-        next(running)
+        collect(early, pairs(2))
         collect(critic(server, tmp_path), pairs(8))
-        list(running)
         assert (len(collect(early, pairs(8))[0]), len(server.asked)) == (8, 8)
 
 
