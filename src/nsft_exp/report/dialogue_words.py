@@ -1,7 +1,7 @@
-"""What corrective dialogues are made of, with and without codebook: their words, and which of them name an object.
+"""The words of corrective dialogues with and without codebook, and how many of them name an object.
 
-The paper: without codebook the dialogues are full of words that are no entity, with it of objects. The share of words
-that name an object is a check of their quality that needs no model.
+The paper: without codebook the dialogues are full of words that are no entity, with it of objects. The share
+of words that name an object is a check of their quality that needs no model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nsft_exp.report import wording
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.dialogue import FUNCTION_WORDS
+from nsft_exp.report.results import Results
+from nsft_exp.report.table import Grid, markdown
 
 ObjectsIn = Callable[[str], list[str]]
 """A text's words that name an object, as written."""
@@ -24,7 +27,6 @@ class DialogueWords:
     """The words of one codebook's corrective dialogues, questions and answers, in lower case."""
 
     codebook: str
-    critic: str
     num_dialogues: int = 0
     words: Counter[str] = field(default_factory=Counter)
     object_words: Counter[str] = field(default_factory=Counter)
@@ -36,7 +38,7 @@ class DialogueWords:
         return 100 * self.object_words.total() / self.words.total() if self.words else None
 
     def ranked(self, number: int) -> list[tuple[str, float]]:
-        """Return the most frequent words that say something of an image, with their share of all in percent."""
+        """Return the most frequent words but function words, with their share of all words in percent."""
         counted = [(w, n) for w, n in self.words.most_common() if w not in FUNCTION_WORDS]
         return [(word, 100 * n / self.words.total()) for word, n in counted[:number]]
 
@@ -48,7 +50,9 @@ def with_and_without(cells: Sequence[Cell]) -> list[DialogueWords]:
     """
     objects_in = _object_table(cells)
     plain = [
-        c for c in cells if c.method == "nsft" and c.variant in ("", "no_codebook") and c.critique_folder
+        c
+        for c in cells
+        if c.method == "nsft" and (not c.variant or c.variant.endswith("codebook")) and c.critique_folder
     ]
     without = next((c for c in plain if c.codebook == "none"), None)
     if without is None or objects_in is None:
@@ -68,9 +72,8 @@ def _object_table(cells: Sequence[Cell]) -> ObjectsIn | None:
 
 
 def _words(codebook: str, cells: Iterable[Cell], objects_in: ObjectsIn) -> DialogueWords:
-    found = DialogueWords(codebook, "")
+    found = DialogueWords(codebook)
     for cell in cells:
-        found.critic = cell.critic
         for correction in cell.corrections().values():
             found.num_dialogues += bool(correction.dialogue)
             for exchange in correction.dialogue:
@@ -83,3 +86,14 @@ def _words(codebook: str, cells: Iterable[Cell], objects_in: ObjectsIn) -> Dialo
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case."""
     return re.findall(r"[a-z][a-z'-]*", text.lower())
+
+
+def to_markdown(results: Results) -> str:
+    """Return the section on what the dialogues are made of; empty without the two to compare."""
+    rows = [
+        [w.codebook, *map(wording.quantity, (w.num_dialogues, w.words.total(), w.object_share))]
+        for w in with_and_without(results.cells)
+    ]
+    header = ["dialogues", "words", "words that name an object, %"]
+    table = markdown(Grid("codebook", [("", len(header))], header, rows))
+    return f"\n## Words of the corrective dialogues\n\n{table}\n" if rows else ""

@@ -17,8 +17,8 @@ FALLEN = 10.0
 KINDS = {"unparseable": "not as asked, %", "cut": "cut, %", "same": "the same, %"}
 EXPLANATION = (
     "Not as asked: no rule reads the answer in its asked form (a caption: it is empty). Cut: it reached the "
-    "token limit. The same: the share of the most frequent answer. Means over seeds; scores count such answers "
-    "as they count any other."
+    "token limit. The same: the share of the most frequent answer. Means over seeds; scores count such "
+    "answers as they count any other."
 )
 
 
