@@ -43,12 +43,12 @@ def draw_words(results: Results, style: Style) -> Figure | None:
     found = dialogue_words.with_and_without(results.cells)
     if not found:
         return None
-    heights = [0.7 + 0.19 * RANKED] * len(found)
-    figure, axes = panels(len(found), style, heights[0], narrow_heights=heights)
-    for axis, words in zip(axes, found, strict=True):
-        ranked = words.ranked(RANKED)
+    rankings = [words.ranked(RANKED) for words in found]
+    rows = max(map(len, rankings))
+    figure, axes = panels(len(found), style, 0.7 + 0.19 * rows)
+    for axis, words, ranked in zip(axes, found, rankings, strict=True):
         colours = [COLOURS[3] if word in words.object_words else MUTED for word, _ in ranked]
-        _bars(axis, [word for word, _ in ranked], [[share for _, share in ranked]], RANKED, colours)
+        _bars(axis, [word for word, _ in ranked], [[share for _, share in ranked]], rows, colours)
         axis.set_title(f"codebook {words.codebook}: {words.object_share:.1f} % of its words name objects")
     patches = [Patch(color=COLOURS[3]), Patch(color=MUTED)]
     legend_above(figure, patches, ["names an object", "any other word"], style)
