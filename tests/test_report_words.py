@@ -65,8 +65,8 @@ def collapsed(cells: list[Cell], folder: Path, label: str) -> list[Cell]:
 
 def test_a_collapse_is_named_and_keeps_its_scores(study: Study, tmp_path: Path) -> None:
     found = make_results(collapsed(study[0], tmp_path, "gt_dpo"), study[1], replicates=20)
-    said = "gt_dpo, vqa: 100 % of the answers are not in the asked form (base: 0 %) and "
-    assert f"{said}100 % are cut at the token limit (base: 0 %)" in found.notes
+    said = "answers 100 % not in the asked form (base: 0 %), 100 % cut at the token limit (base: 0 %)"
+    assert f"gt_dpo, vqa: {said}" in found.notes
     mean = next(a for a in found.arms if a.label == "gt_dpo").mean("vqa/accuracy")
     assert mean is not None
     assert mean.value == 0.0
@@ -76,7 +76,7 @@ def test_a_collapse_is_named_and_keeps_its_scores(study: Study, tmp_path: Path) 
 
 def test_answers_as_asked_give_no_note(study: Study) -> None:
     found = make_results(*study, replicates=20)
-    assert not any("asked form" in note or "cut" in note for note in found.notes)
+    assert not any("answers" in note for note in found.notes)
     grid = form.form_grid(found)
     assert [name for name, _ in grid.groups] == ["pope", "chair", "vqa"]
     assert [r[0] for r in grid.rows] == [a.label for a in found.arms]

@@ -12,7 +12,7 @@ from nsft_exp.report.table import Grid, comparison_grid, markdown
 
 
 def heading(table: ClassTable, results: Results) -> str:
-    """Return `In-domain, vqa: the ten worst and the ten best classes of base`, with the number there is."""
+    """Return `In-domain, vqa: the 10 worst and 10 best classes of base`."""
     name = wording.arm_name(table.base, results.arms)
     return f"In-domain, {table.benchmark}: the {table.number} worst and {table.number} best classes of {name}"
 
@@ -80,10 +80,7 @@ def to_files(results: Results) -> dict[str, str]:
             where = [arm.label, arm.source, "" if arm.size is None else arm.size, arm.vlm, table.benchmark]
             for column in table.columns:
                 m = means[column.metric]
-                values = (
-                    ["" if m is None or m.sd is None else m.sd, " ".join(f"{v:.6g}" for v in m.per_seed)]
-                    if m
-                    else ["", ""]
-                )
-                writer.writerow([*where, column.metric, table.number, m.value if m else "", *values])
+                values = (m.value, "" if m.sd is None else m.sd) if m else ("", "")
+                each = " ".join(f"{v:.6g}" for v in m.per_seed) if m else ""
+                writer.writerow([*where, column.metric, table.number, *values, each])
     return {"classes.csv": text.getvalue()}

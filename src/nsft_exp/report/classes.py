@@ -10,7 +10,7 @@ other way round: an item counts where the other half chose its class, and the ba
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,17 +120,15 @@ class Tally:
     """One model's items by place: how many, and how many of them are right."""
 
     items: Counter[Place]
-    right: Counter[Place]
+    right: Mapping[Place, float]
 
     @classmethod
     def of(cls, placed: Placed) -> Tally:
         """Count the items of one model."""
-        items: Counter[Place] = Counter()
-        right: Counter[Place] = Counter()
+        right: defaultdict[Place, float] = defaultdict(float)
         for place, _, accuracy in placed:
-            items[place] += 1
-            right[place] += accuracy  # type: ignore[assignment]
-        return cls(items, right)
+            right[place] += accuracy
+        return cls(Counter(place for place, _, _ in placed), right)
 
     def accuracy(self, *places: Place) -> float:
         """Percent over all items of these places."""
@@ -176,12 +174,13 @@ def side_means(counts: Mapping[str, Any], chosen: Chosen) -> dict[str, Any]:
 
 def _placed(scores: Iterable[ItemScore], class_of: Mapping[str, str], benchmark: Any) -> Placed:
     """Give each item of a class its place and what the benchmark's own accuracy is on it alone."""
+    found = [score for score in scores if score.id in class_of]
     metric = next(m.name for m in benchmark.describe() if m.headline)
-    return [
-        ((half(s.cluster), class_of[s.id]), s, float(benchmark.metrics(s.counts)[metric]) / 100)
-        for s in scores
-        if s.id in class_of
-    ]
+    names = dict.fromkeys(name for score in found for name in score.counts)
+    counts = {name: np.array([score.counts.get(name, 0.0) for score in found]) for name in names}
+    accuracies = benchmark.metrics(counts)[metric] / 100 if found else ()  # elementwise: an item each
+    places = [(half(score.cluster), class_of[score.id]) for score in found]
+    return [(p, s, float(a)) for p, s, a in zip(places, found, accuracies, strict=True)]
 
 
 def _counted(placed: Placed, chosen: Chosen) -> ScoredItems:
@@ -201,12 +200,13 @@ def _key(place: Place, count: str) -> str:
 
 
 def _means(seeds: Iterable[ScoredItems], chosen: Chosen) -> dict[str, Mean | None]:
-    sums: list[Counter[str]] = []
+    found = []
     for items in seeds:
-        sums.append(Counter())
+        sums: defaultdict[str, float] = defaultdict(float)
         for score in items.scores:
-            sums[-1].update(score.counts)
-    found = [side_means(counts, chosen) for counts in sums]
+            for name, count in score.counts.items():
+                sums[name] += count
+        found.append(side_means(sums, chosen))
     return {side: mean_of([float(means[side]) for means in found]) for side in SIDES}
 
 

@@ -15,6 +15,7 @@ from nsft_exp.report.table import Grid, markdown
 FALLEN = 10.0
 """Points above the base VLM's share from which a share is named among the notes (ours)."""
 KINDS = {"unparseable": "not as asked, %", "cut": "cut, %", "same": "the same, %"}
+WORDS = {"unparseable": "not in the asked form", "cut": "cut at the token limit"}
 EXPLANATION = (
     "Not as asked: no rule reads the answer in its asked form (a caption: it is empty). Cut: it reached the "
     "token limit. The same: the share of the most frequent answer. Means over seeds; scores count such "
@@ -63,13 +64,13 @@ def fallen_apart(arms: Sequence[Arm], rows: Rows) -> Iterator[str]:
     base = {(f.arm.vlm, f.benchmark): f for f in forms if f.arm.is_base}
     for form in forms:
         before = base.get((form.arm.vlm, form.benchmark))
-        worse = [k for k in ("unparseable", "cut") if _value(form, k) >= _value(before, k) + FALLEN]
-        if worse:
-            parts = [f"{_value(form, k):.0f} % {WORDS[k]} (base: {_value(before, k):.0f} %)" for k in worse]
-            yield f"{wording.arm_name(form.arm, arms)}, {form.benchmark}: {' and '.join(parts)}"
-
-
-WORDS = {"unparseable": "of the answers are not in the asked form", "cut": "are cut at the token limit"}
+        parts = []
+        for kind, words in WORDS.items():
+            share, other = _value(form, kind), _value(before, kind)
+            if share >= other + FALLEN:
+                parts.append(f"{share:.0f} % {words}" + (f" (base: {other:.0f} %)" if before else ""))
+        if parts:
+            yield f"{wording.arm_name(form.arm, arms)}, {form.benchmark}: answers {', '.join(parts)}"
 
 
 def _value(form: Form | None, kind: str) -> float:
