@@ -10,7 +10,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
+.PHONY: help demo demo-more hypothesis report test test-all vllm-env check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ $(VENV)/test: $(VENV)/core
 
 demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline
 	@$(RUN) -m --config-name demo $(ARGS)
+
+hypothesis: $(VENV)/core ## DPO taken apart, nSFT and its controls, on the toy world: CPU, offline
+	@$(RUN) -m --config-name hypothesis $(ARGS)
 
 demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
 	@$(RUN) -m --config-name demo_more $(ARGS)

@@ -325,3 +325,8 @@ def test_five_thousand_long_captions_take_seconds(tmp_path: Path) -> None:
     for k in range(500):
         object_words(f"{text} {k}", table)
     assert time.perf_counter() - started < 3  # a tenth of half a minute
+
+
+def test_objects_are_found_in_any_text_as_written_and_without_annotations(root: Path) -> None:
+    (root / "annotations" / "instances_val2014.json").unlink()
+    assert chair(root).objects_in("No Dogs here, but a wine glass.") == ["Dogs", "wine glass"]

@@ -272,7 +272,8 @@ def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_is_written_whole_and_without_old_figures(report: Path) -> None:
     names = {str(f.relative_to(report)) for f in report.rglob("*") if f.is_file()}
-    figures = {f"figures/{p.name}.{s}" for p in PLOTS if p.name != "size" for s in ("png", "svg")}
+    shown = [p.name for p in PLOTS if p.name not in ("size", "words")]
+    figures = {f"figures/{name}.{s}" for name in shown for s in ("png", "svg")}
     tables = {"index.html", "table.md", "table.csv", "table.tex", "comparisons.csv", "summary.json"}
     assert names == figures | tables
 
@@ -319,6 +320,8 @@ def test_labels_keep_their_colour_and_no_two_look_alike() -> None:
     looks = [look(label, labels) for label in dict.fromkeys(labels)]
     assert len(set(looks)) == 6
     assert look("nsft", labels) == look("nsft", ["nsft"])
+    many = ["base", *(f"nsft/{i}" for i in range(30))]
+    assert len({look(label, many) for label in many}) == len(many)
 
 
 def test_errors_are_counted_by_codebook(study: Study) -> None:

@@ -145,7 +145,12 @@ class Benchmark(Protocol):
         the arithmetic is elementwise; NaN where a metric is undefined."""
 
     def describe(self) -> list[Metric]:
-        """How each metric is shown and compared, headline first."""
+        """How each metric is shown and compared, headline first.
+
+        A benchmark whose headline is a mean over items and that knows question types also has
+        `classes() -> {item id: question type and answer}`: reports score the base's worst and best classes.
+        One with a table of objects has `objects_in(text) -> words`: reports count them in corrections.
+        """
 
     def files(self) -> list[Path]:
         """The files whose content decides the score (for the stage's key)."""

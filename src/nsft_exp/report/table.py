@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nsft_exp.report import wording
-from nsft_exp.report.results import GROUPS, ComparisonTable, Results
+from nsft_exp.report.results import GROUPS, Column, ComparisonTable, Results
 
 LEGEND = (
     "▲ better, ▼ worse: both 95 % intervals exclude zero, Holm-corrected over the table. "
@@ -52,8 +52,14 @@ def main_grid(results: Results) -> Grid:
     return Grid("method", [("", 2), *((t, n) for t, n in groups if n)], header, rows)
 
 
-def comparison_grid(results: Results, table: ComparisonTable) -> Grid:
-    """Return a table of comparisons: a row a metric and arm, with both intervals and the verdict."""
+def comparison_grid(
+    results: Results, table: ComparisonTable, columns: Sequence[Column] | None = None
+) -> Grid:
+    """Return a table of comparisons: a row a metric and arm, with both intervals and the verdict.
+
+    `columns` are its metrics in order; None: the study's headline columns.
+    """
+    columns = results.headline if columns is None else columns
     rows = []
     for c in table.comparisons:
         if c.column.headline:
@@ -69,7 +75,7 @@ def comparison_grid(results: Results, table: ComparisonTable) -> Grid:
                     wording.SYMBOLS[c.verdict],
                 ]
             )
-    rows.sort(key=lambda row: [wording.title(c) for c in results.headline].index(row[0]))
+    rows.sort(key=lambda row: [wording.title(c) for c in columns].index(row[0]))
     header = ["method", "difference", "bootstrap 95 %", "t 95 %", "p (Holm)", ""]
     return Grid("metric", [("", len(header))], header, rows)
 
@@ -122,13 +128,13 @@ def to_csv(results: Results) -> str:
 
 
 def comparisons_to_csv(results: Results) -> str:
-    """Return every difference of every table, a row each, headline or not."""
+    """Return every difference of every table, those of classes last; a row each, headline or not."""
     head = (
         "against method source size vlm benchmark metric difference bootstrap_low bootstrap_high t_low t_high"
     )
     tail = "p_bootstrap p_t p_holm tests verdict seeds items images unpaired replicates"
     rows: list[list[object]] = [[*head.split(), *tail.split()]]
-    for table in results.tables:
+    for table in (*results.tables, *(t for classes in results.classes for t in classes.tables)):
         for c in table.comparisons:
             d, a = c.difference, c.arm
             where = [table.against, a.label, a.source, a.size if a.size is not None else "", a.vlm]
