@@ -1,8 +1,11 @@
 # nsft_exp: every target creates its environment if it is missing.
-# Overridable: PYTHON (interpreter for a new .venv), STUDY (a file of experiments/), ARGS (more overrides).
+# Overridable: PYTHON (interpreter for a new .venv), STUDY (a file of experiments/), ARGS (more overrides), MODEL
+# and PORT of critic-server.
 PYTHON ?= python3
 STUDY ?= demo
 ARGS ?=
+MODEL ?=
+PORT ?= 8000
 VENV := .venv
 VLLM := .venv-vllm
 RUN := $(VENV)/bin/python -m nsft_exp
@@ -10,7 +13,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
+.PHONY: help demo demo-more report test test-all vllm-env critic-server check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,6 +57,17 @@ test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a kil
 	@$(PYTEST) $(ARGS)
 
 vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
+
+# An open LLM behind the OpenAI protocol, on this machine alone, by the vLLM of `[vllm]` or of `make vllm-env`. It
+# answers critic=llm critic.model=MODEL critic.base_url=http://localhost:PORT/v1, and so benchmark.judge and
+# pairing=edited_llm. Guided decoding without white space: else a weak model writes blanks up to the limit.
+critic-server: ## Serve an open LLM as critic or judge: make critic-server MODEL=folder-or-name PORT=8000
+	@test -n "$(MODEL)" || { echo "make critic-server MODEL=...: name a model's folder, or a model of the hub"; exit 2; }
+	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/vllm || $(MAKE) vllm-env
+	@if test -x $(VENV)/bin/vllm; then vllm=$(VENV)/bin/vllm; \
+	  else vllm=$(VLLM)/bin/vllm; export TORCHDYNAMO_DISABLE=1; fi; \
+	exec $$vllm serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
+	  --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}' $(ARGS)
 
 check: $(VENV)/test ## Linter, formatter, types, import direction
 	@$(VENV)/bin/python -m ruff check .

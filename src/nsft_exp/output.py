@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ def append_records(
     records: Iterable[Preference | Correction],
     inputs: dict[str, str],
     total: int,
+    sums: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> None:
-    """Append records as they come, then the manifest with the counts of every status."""
+    """Append records as they come, then the manifest with the counts of every status.
+
+    `sums` gives what else the manifest says, from the rows of all records.
+    """
     folder.reopen()
     started = time.perf_counter()
     with folder.appending() as append:
@@ -29,8 +33,9 @@ def append_records(
             append({"input": inputs[record.id], **to_json(record)})
     rows = list(folder.records())
     statuses = Counter(row["status"] for row in rows)
+    more = sums(rows) if sums is not None else {}
     folder.finish(
-        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started)}
+        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started), **more}
     )
 
 
