@@ -58,16 +58,17 @@ test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a kil
 
 vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
 
-# An open LLM behind the OpenAI protocol, on this machine alone, by the vLLM of `[vllm]` or of `make vllm-env`. It
-# answers critic=llm critic.model=MODEL critic.base_url=http://localhost:PORT/v1, and so benchmark.judge and
-# pairing=edited_llm. Guided decoding without white space: else a weak model writes blanks up to the limit.
+# An open LLM behind the OpenAI protocol, on this machine alone, by the vLLM of `[vllm]` or of `make vllm-env` (whose
+# own `vllm` command looks for a distribution of another name). It answers critic=llm critic.model=MODEL
+# critic.base_url=http://localhost:PORT/v1, and in the same way benchmark.judge and pairing=edited_llm. Guided
+# decoding goes without white space: else a weak model writes blanks up to the limit.
 critic-server: ## Serve an open LLM as critic or judge: make critic-server MODEL=folder-or-name PORT=8000
 	@test -n "$(MODEL)" || { echo "make critic-server MODEL=...: name a model's folder, or a model of the hub"; exit 2; }
-	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/vllm || $(MAKE) vllm-env
-	@if test -x $(VENV)/bin/vllm; then vllm=$(VENV)/bin/vllm; \
-	  else vllm=$(VLLM)/bin/vllm; export TORCHDYNAMO_DISABLE=1; fi; \
-	exec $$vllm serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
-	  --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}' $(ARGS)
+	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/python || $(MAKE) vllm-env
+	@if test -x $(VENV)/bin/vllm; then serve="$(VENV)/bin/vllm serve"; else export TORCHDYNAMO_DISABLE=1; \
+	  serve="$(VLLM)/bin/python -W ignore::DeprecationWarning -m vllm.entrypoints.openai.api_server --enforce-eager --model"; fi; \
+	exec $$serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
+	  --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' $(ARGS)
 
 check: $(VENV)/test ## Linter, formatter, types, import direction
 	@$(VENV)/bin/python -m ruff check .
