@@ -13,7 +13,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env critic-server check format toy-base wheel clean
+.PHONY: help demo demo-more demo-served report test test-all vllm-env critic-server check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,14 @@ demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline
 
 demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
 	@$(RUN) -m --config-name demo_more $(ARGS)
+
+# vLLM answers (`make vllm-env`), a critic behind a server of the OpenAI protocol (tests/scripted_critic.py, which
+# speaks for the rule critic), data-parallel training, vLLM's answers to POPE: what a large run does, in small.
+demo-served: $(VENV)/core $(VLLM)/ready ## One nSFT cell with vLLM, a critic's server and two training processes
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VENV)/bin/python tests/scripted_critic.py --port 0 $(RUN) method=nsft \
+	  vlm.engine=vllm vlm.python=$(VLLM)/bin/python critic=llm critic.model=scripted 'critic.base_url={url}' \
+	  trainer=ddp trainer.devices=2 trainer.accelerator=cpu source.size=64 '~benchmark.chair_t1' '~benchmark.vqa' \
+	  benchmark.scenes=60 $(ARGS)
 
 report: $(VENV)/core ## Rebuild table, figures and page of a finished study: make report STUDY=demo
 	@$(RUN) report --config-name $(STUDY) $(ARGS)

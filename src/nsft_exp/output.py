@@ -24,7 +24,8 @@ def append_records(
 ) -> None:
     """Append records as they come, then the manifest with the counts of every status.
 
-    `sums` gives what else the manifest says, from the rows of all records.
+    `inputs` are by id, in the samples' order, in which the rows stand at the end: a stage that was killed
+    leaves the same file as one that was not. `sums` gives what else the manifest says, from all rows.
     """
     folder.reopen()
     started = time.perf_counter()
@@ -32,6 +33,10 @@ def append_records(
         for record in track(records, folder.path.parent.name, total):
             append({"input": inputs[record.id], **to_json(record)})
     rows = list(folder.records())
+    places = {key: place for place, key in enumerate(inputs)}
+    ordered = sorted(rows, key=lambda row: places.get(row["id"], len(places)))
+    if ordered != rows:
+        folder.rewrite(ordered)
     statuses = Counter(row["status"] for row in rows)
     more = sums(rows) if sums is not None else {}
     folder.finish(

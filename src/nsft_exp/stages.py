@@ -59,11 +59,12 @@ def respond(step: Step, run: CellRun) -> StageFolder:
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [s for s in samples if s.id not in done]
-        if todo:
+        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
             run.begin()
             pairing = build(step.nodes["pairing"])
-            with answering(step, run) if pairing.needs_vlm else nullcontext() as vlm:
-                append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo), partial(_asked, step))
+            with answering(step, run) if todo and pairing.needs_vlm else nullcontext() as vlm:
+                pairs = pairing.pairs(todo, vlm) if todo else ()
+                append_records(folder, pairs, inputs, len(todo), partial(_asked, step))
         _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
     return folder
 
@@ -88,7 +89,7 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
-        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
+        if todo or folder.manifest() is None:
             run.begin()
             critic = build(step.nodes["critic"])
             append_records(folder, critic.corrections(todo), inputs, len(todo), partial(_used, critic))
