@@ -16,7 +16,7 @@ PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --di
 .PHONY: help demo demo-more demo-served report test test-all vllm-env critic-server check format toy-base wheel clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -84,12 +84,12 @@ class ServerEngine:
         self.client = Client(ledger, budget, server["base_url"], server["key_env"], where="server", **how)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
-        """Yield (request id, its n replies): texts and how they ended, without ids or log-probabilities.
+        """Yield (request id, its n replies): texts and how they ended; ids where the server tells them.
 
-        A refusal, and a reply without a choice, is a Reply that is not `given`. Candidates have no
-        log-probability here. Raises UserError for beams, views and answer prefixes, and at the end where
-        answers are missing (no server, no key, budget spent ...): one line. What came is kept, and the same
-        requests again go on from there.
+        A refusal, and a reply without a choice, is a Reply that is not `given`. There are no log-probabilities.
+        Raises UserError for beams, views and answer prefixes, and at the end where answers are missing (no
+        server, no key, budget spent ...): one line. What came is kept, and the same requests again go on from
+        there.
         """
         left = iter(requests)
         while some := list(islice(left, CHUNK)):
@@ -147,10 +147,15 @@ class ServerEngine:
         envelope = read_envelope(row["raw"])
         assert envelope is not None, f"{self.client.ledger.path}: request {row['key']}: not a reply"
         finish = _ended(envelope)
-        if self._checks and finish not in NO_ANSWER:
-            self._check_prompt(request, json.loads(row["raw"]).get("prompt_token_ids"))
-        text = (envelope.text or "").strip() if finish not in NO_ANSWER else ""
-        return Reply(text, finish=finish, request=row["key"])
+        if finish in NO_ANSWER:
+            return Reply("", finish=finish, request=row["key"])
+        ids = self._checked_ids(request, json.loads(row["raw"])) if self._checks else ()
+        return Reply((envelope.text or "").strip(), ids, finish=finish, request=row["key"])
+
+    def _checked_ids(self, request: Request, told: dict[str, Any]) -> tuple[int, ...]:
+        """The ids of the answer, as far as the server tells them, once those of the prompt are right."""
+        self._check_prompt(request, told.get("prompt_token_ids"))
+        return tuple(told["choices"][0].get("token_ids") or ())
 
     def _check_prompt(self, request: Request, ids: list[int] | None) -> None:
         from nsft_exp.vlm.generation import rows_of
