@@ -238,6 +238,15 @@ def test_a_training_whose_model_a_server_would_have_to_answer_for_is_refused_bef
     assert line in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_wrong_setting_of_the_critics_server_is_refused_before_the_vlm_answers(
+    tmp_path: Path, toy_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("method=nsft", "critic=llm", "critic.model=scripted", "critic.concurrency=0", "source.size=4")
+    assert run_nsft(tmp_path, toy_data, *words, *SMALL, *POPE_ONLY) != 0
+    assert "critic.concurrency=0: must be at least 1" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs" / "respond").exists()
+
+
 # --- servers that misbehave --------------------------------------------------------------------------
 
 

@@ -111,11 +111,13 @@ def _check_engine(step: Step) -> None:
         )
 
 
-def _check_served(step: Step) -> None:
-    """Refuse a server that would have to answer for what is trained here, before it is trained."""
-    vlm = build(step.nodes["vlm"])
-    if hasattr(vlm, "check_served"):
-        vlm.check_served(step.init)
+def _check_parts(step: Step) -> None:
+    """Refuse what the constructors of a step's VLM, pairing or critic refuse, and a server that would have to
+    answer for what is trained here.
+    """
+    parts = {group: build(step.nodes[group]) for group in ("vlm", "pairing", "critic") if group in step.nodes}
+    if hasattr(parts.get("vlm"), "check_served"):
+        parts["vlm"].check_served(step.init)
 
 
 def preflight(plan: list[Step]) -> None:
@@ -126,8 +128,7 @@ def preflight(plan: list[Step]) -> None:
             build(step.nodes[group])
         if step.kind == "respond":
             _check_engine(step)
-        if step.init and "vlm" in step.nodes:
-            _check_served(step)
+        _check_parts(step)
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:
