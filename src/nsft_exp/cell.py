@@ -111,6 +111,15 @@ def _check_engine(step: Step) -> None:
         )
 
 
+def _check_parts(step: Step) -> None:
+    """Refuse what the constructors of a step's VLM, pairing or critic refuse, and a server that would have to
+    answer for what is trained here.
+    """
+    parts = {group: build(step.nodes[group]) for group in ("vlm", "pairing", "critic") if group in step.nodes}
+    if hasattr(parts.get("vlm"), "check_served"):
+        parts["vlm"].check_served(step.init)
+
+
 def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
@@ -119,6 +128,7 @@ def preflight(plan: list[Step]) -> None:
             build(step.nodes[group])
         if step.kind == "respond":
             _check_engine(step)
+        _check_parts(step)
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:

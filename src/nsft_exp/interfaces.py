@@ -59,7 +59,9 @@ class VLM(Protocol):
     def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
         """What answers with the model and these trained parts: the loaded model itself, or another engine.
 
-        Where it has `close()`, that is called at the end of the stage.
+        Where it has `close()`, that is called at the end of the stage. A VLM that a server answers for also
+        has `usage(keys) -> dict`: what the calls behind its replies (`Reply.request`) have cost, and
+        `check_served(adapters)`, which raises UserError for trained parts that the server cannot have.
         """
 
     def files(self) -> list[Path]:

@@ -72,7 +72,7 @@ def ask_judge(benchmark: Any, answers: Mapping[str, str], folder: Path) -> Judge
     }
     if account:
         print(f"nsft: warning: {benchmark.name}: {account}", file=sys.stderr)
-    usage = {**_usage(client, judge, keys), "unjudged": len(answers) - len(replies)}
+    usage = {**client.usage(judge.model, keys), "unjudged": len(answers) - len(replies)}
     return Judged(replies, usage, account)
 
 
@@ -112,21 +112,6 @@ def _finished(
     benchmark: Any, answers: Mapping[str, str], said: Mapping[Slot, tuple[Said, ...]], slot: Slot
 ) -> bool:
     return not _calls(benchmark, answers, said, [slot])
-
-
-def _usage(client: Client, judge: Judge, keys: list[str]) -> dict[str, Any]:
-    calls = client.ledger.sums(keys)
-    return {
-        "model": judge.model,
-        "requests": calls.asked,
-        "replies": calls.replies,
-        "failed": dict(sorted(calls.failed.items())),
-        "lost": calls.lost,
-        "without_usage": calls.silent,
-        "input_tokens": calls.usage.input,
-        "output_tokens": calls.usage.output,
-        "money": judge.budget.cost(calls.usage),
-    }
 
 
 def judge_file(benchmark: Any, path: Path, folder: Path | None) -> ScoredAnswers:

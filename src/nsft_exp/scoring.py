@@ -21,9 +21,11 @@ def score_answers(
 ) -> dict[str, Any]:
     """Score answers by the benchmark's rule; write `records.jsonl` (in request order) and return the summary.
 
-    `judged` is what the judge said of them, where one scores. A request without an answer, or whose answer
-    has no score, is counted and left out of the metrics; a judged benchmark's official means are then None.
+    `judged` is what the judge said of them, where one scores. A request without an answer (a server's refusal
+    is none), or whose answer has no score, is counted and left out of the metrics; a judged benchmark's
+    official means are then None.
     """
+    replies, answers = answers, {key: reply for key, reply in answers.items() if reply.given}
     scores = {
         r.id: judged.score(benchmark, r.id) if judged else benchmark.score(r, answers[r.id])
         for r in requests
@@ -36,7 +38,7 @@ def score_answers(
     (folder.path / "records.jsonl").unlink(missing_ok=True)
     with folder.appending() as append:
         for request in requests:
-            row = _item_row(request, answers.get(request.id), scores.get(request.id))
+            row = _item_row(request, replies.get(request.id), scores.get(request.id))
             append(row | ({"judge": judged.record(request.id)} if judged else {}))
     _write_submission(benchmark, answers, folder)
     totals: Counter[str] = Counter()
@@ -50,6 +52,7 @@ def score_answers(
         "unanswered": len(requests) - len(scores),
         "unparseable": sum(score.unparseable for score in scored),
         "cut": sum(reply.finish == "length" for reply in answers.values()),
+        **Counter(reply.finish for reply in replies.values() if not reply.given),
     }
     from nsft_exp.statistics import rank_metrics  # NumPy: not for what only plans
 
@@ -82,8 +85,15 @@ def _item_row(request: Request, reply: Reply | None, score: ItemScore | None) ->
     return {
         "id": request.id,
         "question": request.turns[-1].text,
-        "answer": reply.text if reply else None,
+        "answer": reply.text if reply and reply.given else None,
         "finish": reply.finish if reply else None,
         "score": to_json(score) if score else None,
-        "reason": "" if score else ("no answer" if reply is None else "cannot be scored"),
+        "reason": "" if score else _reason(reply),
     }
+
+
+def _reason(reply: Reply | None) -> str:
+    """Why there is no score."""
+    if reply is None:
+        return "no answer"
+    return "cannot be scored" if reply.given else f"no answer: {reply.finish}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,19 @@ def respond(step: Step, run: CellRun) -> StageFolder:
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [s for s in samples if s.id not in done]
-        if todo:
+        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
             run.begin()
             pairing = build(step.nodes["pairing"])
-            with answering(step, run) if pairing.needs_vlm else nullcontext() as vlm:
-                append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
+            with answering(step, run) if todo and pairing.needs_vlm else nullcontext() as vlm:
+                pairs = pairing.pairs(todo, vlm) if todo else ()
+                append_records(folder, pairs, inputs, len(todo), partial(_asked, step))
         _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
     return folder
+
+
+def _asked(step: Step, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a server's answers behind these preferences have cost, for the manifest."""
+    return _served(step, [key for row in rows for key in row["details"].get("requests", ())])
 
 
 def _check_pairs(pairing: Any, folder: StageFolder, samples: Sequence[Sample], run: CellRun) -> None:
@@ -82,13 +89,16 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
-        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
+        if todo or folder.manifest() is None:
             run.begin()
             critic = build(step.nodes["critic"])
-            append_records(folder, critic.corrections(todo), inputs, len(todo))
-            if hasattr(critic, "usage"):  # what its calls have cost, those of earlier runs included
-                folder.finish({**(folder.manifest() or {}), "usage": critic.usage(folder.records())})
+            append_records(folder, critic.corrections(todo), inputs, len(todo), partial(_used, critic))
     return folder
+
+
+def _used(critic: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a critic's calls have cost, those of earlier runs included, for the manifest."""
+    return {"usage": critic.usage(rows)} if hasattr(critic, "usage") else {}
 
 
 def _answered_by(step: Step, run: CellRun) -> Any:
@@ -215,6 +225,7 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
             else:
                 answers = _answers(requests, folder, step, run)
                 scores = score_answers(benchmark, requests, answers, folder)
+                scores |= _served(step, [reply.request for reply in answers.values()])
             folder.finish({**scores, **circumstances(started)})
     return folder
 
@@ -237,8 +248,10 @@ def _judged(
     with place.lock():
         place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
         answers = _answers(requests, place, step, run)
-    judged = ask_judge(benchmark, {key: reply.text for key, reply in answers.items()}, folder.path)
-    return score_answers(benchmark, requests, answers, folder, judged)
+    texts = {key: reply.text for key, reply in answers.items() if reply.given}
+    judged = ask_judge(benchmark, texts, folder.path)
+    scores = score_answers(benchmark, requests, answers, folder, judged)
+    return scores | _served(step, [reply.request for reply in answers.values()])
 
 
 CHUNK = 512
@@ -278,6 +291,12 @@ def answering(step: Step, run: CellRun) -> Iterator[Any]:
     finally:
         if hasattr(vlm, "close"):
             vlm.close()
+
+
+def _served(step: Step, keys: Iterable[str]) -> dict[str, Any]:
+    """What the calls with these keys have cost, for the manifest; empty where no server answered."""
+    keys = [key for key in keys if key]
+    return {"server": build(step.nodes["vlm"]).usage(keys)} if keys else {}
 
 
 def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:

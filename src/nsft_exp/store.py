@@ -257,6 +257,10 @@ class StageFolder:
                         f"{file}: line {number} is not JSON; delete the folder to run the stage again"
                     ) from error
 
+    def rewrite(self, rows: list[dict[str, Any]], name: str = "records.jsonl") -> None:
+        """Replace a JSONL file's rows, at once."""
+        write_atomically(self.path / name, "".join(map(_line, rows)))
+
     @contextlib.contextmanager
     def appending(self, name: str = "records.jsonl") -> Iterator[Appender]:
         """Open a JSONL file for appending; a torn last line is cut off first."""
@@ -274,8 +278,12 @@ class Appender:
         self.handle = handle
 
     def __call__(self, row: dict[str, Any]) -> None:
-        self.handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.handle.write(_line(row).encode())
         self.handle.flush()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def cut_torn_line(file: Path) -> None:
