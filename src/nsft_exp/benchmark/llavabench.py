@@ -101,7 +101,7 @@ class LlavaBench:
         text += f"[System]\n{rule['prompt']}\n\n"
         return Ask((("system", SYSTEM), ("user", text)), rule["prompt"])
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
         """The mean of the runs' scores; a reply that cannot be read is (-1, -1). None: no finite number."""
         item = self.items()[key]
         pairs = [read_scores(replies[-1]) for replies in runs]

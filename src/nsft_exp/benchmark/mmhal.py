@@ -80,7 +80,7 @@ class MmHal:
         text = template.format(content, item["question"], item["gt_answer"], answer)
         return Ask((("user", text),), template)
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore:
         """The mean of the runs' ratings; a reply without one rating, or with several, is 0."""
         return self._scored(key, [read_rating(replies[-1]) for replies in runs])
 

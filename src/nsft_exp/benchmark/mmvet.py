@@ -88,7 +88,7 @@ class MmVet:
         text = f"{template}\n{item['question']} | {truth} | {answer} | {AGAIN if replies else ''}"
         return Ask((("user", text),), template, 0.5 * max(0, len(replies) - 1))
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
         """Read each run's last reply; five that are no grade are 0. None for a grade that is no number."""
         grades = [read_grade(replies[-1]) for replies in runs]
         return self._scored(key, [grade or 0.0 for grade in grades], [grade is None for grade in grades])
