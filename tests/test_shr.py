@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmark_files import touch, write_json, write_lines
-from judged_files import read, replying, write_shr
+from conftest import run_nsft
+from judged_files import SHR_IMAGES, read, replying, write_shr
 from nsft_exp.benchmark.answers import sum_counts
 from nsft_exp.benchmark.judge import Judge
 from nsft_exp.benchmark.sentences import judgements, repetition, sentences
@@ -17,6 +18,7 @@ from nsft_exp.benchmark.shr import Shr
 from nsft_exp.records import UserError
 from nsft_exp.score import score
 from scripted_critic import Server, serving
+from tiny_training import draw
 
 CAT = "A cat sits on a red mat. The cat is asleep. It has a long tail"
 HILL = "A green hill stands under a sky. A green hill"
@@ -110,7 +112,9 @@ def test_the_ratio_is_over_all_sentences_of_known_class_and_void_images_are_left
     two = benchmark.judged("12", HILL, [["no", said("maybe")]])
     found = benchmark.metrics(sum_counts([one, two]))
     assert found["shr"] == 33.3
-    assert found["shr_words"] == pytest.approx(100 * round(4 / 16, 3))  # 7, 4 and 5 words, the stops with them
+    assert found["shr_words"] == pytest.approx(
+        100 * round(4 / 16, 3)
+    )  # 7, 4 and 5 words, the stops with them
     assert (found["sentences"], found["words"]) == (2, 11.5)
     assert (found["hallucinated_sentences"], found["hallucinated_words"]) == (0.5, 2)
     assert found["gram1"] == round((14 / 16 + 7 / 10) / 2, 3)  # "cat" and "a" again; "A green hill" again
@@ -125,8 +129,13 @@ def test_the_ratio_is_over_all_sentences_of_known_class_and_void_images_are_left
 
 def test_several_runs_are_averaged_after_each_is_rounded(tmp_path: Path) -> None:
     benchmark = shr(write_shr(tmp_path), runs=2)
-    runs = [[said("hallucination", "correct", "correct")], [said("correct", "Hallucination", "hallucination")]]
-    assert benchmark.metrics(sum_counts([benchmark.judged("7", CAT, runs)]))["shr"] == 50.0  # (33.3 + 66.7) / 2
+    runs = [
+        [said("hallucination", "correct", "correct")],
+        [said("correct", "Hallucination", "hallucination")],
+    ]
+    assert (
+        benchmark.metrics(sum_counts([benchmark.judged("7", CAT, runs)]))["shr"] == 50.0
+    )  # (33.3 + 66.7) / 2
 
 
 def test_an_image_with_a_long_prompt_is_skipped_but_its_ngrams_count(tmp_path: Path) -> None:
@@ -152,7 +161,11 @@ def test_every_image_is_described_by_five_beams(tmp_path: Path) -> None:
     touch(write_shr(tmp_path), ("VG_100K/7.jpg", "VG_100K/12.jpg"))
     first, second = shr(tmp_path).requests()
     assert (first.id, first.turns[0].text) == ("7", "Describe this image in detail.")
-    assert (first.decoding.num_beams, first.decoding.max_new_tokens, first.decoding.temperature) == (5, 512, 0)
+    assert (first.decoding.num_beams, first.decoding.max_new_tokens, first.decoding.temperature) == (
+        5,
+        512,
+        0,
+    )
     assert second.image == str(tmp_path / "VG_100K" / "12.jpg")
     assert "5 beams" in shr(tmp_path).protocol
 
@@ -225,7 +238,10 @@ def test_the_official_programs_judgements_are_scored_without_a_judge(tmp_path: P
     ("answers", "message"),
     [
         ({"7": CAT}, r"1 of 2 questions have no answer \(12\); the official program stops there"),
-        ({"7": CAT, "12": "A hill"}, "image 12: a description of fewer than 4 words, where the official program"),
+        (
+            {"7": CAT, "12": "A hill"},
+            "image 12: a description of fewer than 4 words, where the official program",
+        ),
         ({"7": CAT, "12": 3}, "field `12` is 3, not str"),
         (graded(run1={"7": (CAT, [None] * 3)}, run2={}), "run2: image 7: has no field `7`"),
     ],
@@ -261,3 +277,23 @@ def test_a_prompt_without_its_three_places_is_refused(tmp_path: Path) -> None:
     (write_shr(tmp_path) / "gpt_utils.py").write_text("GPT_JUDGE_PROMPT = 'A {} and {}'\n")
     with pytest.raises(UserError, match="three places"):
         shr(tmp_path).files()
+
+
+def test_a_models_beams_are_judged_end_to_end_and_an_engine_without_beams_is_refused(
+    tmp_path: Path, toy_data: Path, judge: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shr(tmp_path)
+    draw(tmp_path / "VG_100K", 2)
+    for name, image in zip(("0.png", "1.png"), SHR_IMAGES, strict=True):
+        (tmp_path / "VG_100K" / name).rename(tmp_path / "VG_100K" / f"{image}.jpg")
+    words = ["evaluate", "vlm=tiny_random", "launch=inline", "benchmark=shr", f"benchmark.root={tmp_path}"]
+    words += [f"benchmark.image_root={tmp_path}", "benchmark.max_new_tokens=9", "vlm.device=cpu"]
+    words += [f"benchmark.judge.base_url={judge.base_url}", "to=out"]
+    assert run_nsft(tmp_path, toy_data, *words) == 0
+    scores = read(tmp_path / "out" / "shr.json")
+    assert (scores["n"], scores["judge"]["replies"]) == (2, 4)
+    assert "SHR (HA-DPO), 5 beams, judged by gpt-4, temperature 0.7" in scores["protocol"]
+    (submission,) = (tmp_path / "runs").glob("evaluate/*/submission/responses.json")
+    assert set(read(submission)) == {"7", "12"}
+    assert run_nsft(tmp_path, toy_data, *words, "vlm.engine=vllm") == 2
+    assert "benchmark shr: its beam search is Hugging Face's only" in capsys.readouterr().err

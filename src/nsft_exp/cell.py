@@ -16,7 +16,7 @@ from rich.text import Text
 from nsft_exp import config as configs
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
-from nsft_exp.records import UserError
+from nsft_exp.records import Request, UserError
 from nsft_exp.stages import CellRun, build, run_step
 from nsft_exp.store import Store
 
@@ -111,6 +111,18 @@ def _check_engine(step: Step) -> None:
         )
 
 
+def _check_beams(step: Step, requests: list[Request]) -> None:
+    """Refuse a benchmark whose answers are searched with beams where the model is not in this process."""
+    vlm, name = step.nodes["vlm"], step.nodes["benchmark"].get("name")
+    if vlm.get("engine", "server" if vlm.get("server") else "hf") != "hf" and any(
+        request.decoding.num_beams > 1 for request in requests
+    ):
+        raise UserError(
+            f"benchmark {name}: its beam search is Hugging Face's only; take vlm.engine=hf, or num_beams=1 of "
+            "the benchmark (another protocol), or leave it out of the suite"
+        )
+
+
 def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
@@ -125,7 +137,7 @@ def preflight(plan: list[Step]) -> None:
                 continue
             seen.add(repr(node))
             plugin = build(node)
-            plugin.samples() if group == "source" else plugin.requests()
+            plugin.samples() if group == "source" else _check_beams(step, plugin.requests())
             for what, number in getattr(plugin, "counts", {}).items():
                 if number and ("broken" in what or "benchmark" in what):
                     _say(f"  {group}: {number} {what} left out")

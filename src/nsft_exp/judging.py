@@ -1,7 +1,7 @@
 """Asking a benchmark's judge about answers: a reply is on the disk before it is used, and never asked twice.
 
-The ledger (`calls.jsonl`) lies in the evaluate stage's folder, or beside the scores of `nsft score`. A judge
-that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted, the
+The ledger (`calls.jsonl`) lies in the evaluate stage's `judge/`, or beside the scores of `nsft score`. A
+judge that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted, the
 official means are then None, and the same command asks for what is missing.
 """
 

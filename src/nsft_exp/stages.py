@@ -237,7 +237,8 @@ def _judged(
     with place.lock():
         place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
         answers = _answers(requests, place, step, run)
-    judged = ask_judge(benchmark, {key: reply.text for key, reply in answers.items()}, folder.path)
+    texts = {key: reply.text for key, reply in answers.items()}
+    judged = ask_judge(benchmark, texts, folder.path / "judge")  # the ledger has a lock of its own
     return score_answers(benchmark, requests, answers, folder, judged)
 
 

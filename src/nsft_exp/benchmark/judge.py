@@ -33,7 +33,7 @@ UNLIMITED = 4096
 
 @dataclass(frozen=True)
 class Ask:
-    """What a judge is asked: messages as (role, text), the template in them, how much warmer, how often before."""
+    """What a judge is asked: the messages as (role, text), the template in them, and how much warmer."""
 
     messages: tuple[tuple[str, str], ...]
     template: str

@@ -1,4 +1,4 @@
-"""SHR's counts of a description: sentences and words by how they are judged, n-grams; as HA-DPO's shr_utils.py."""
+"""SHR's counts of a description, as in HA-DPO's shr_utils.py: judged sentences and words, n-grams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DROPPED = str.maketrans("", "", ".:\n?,")
 
 
 def sentences(description: str) -> list[str]:
-    """Return the texts between full stops; one that stands within an earlier one, or repeats it, is dropped."""
+    """Return the texts between full stops, without one that an earlier one contains or equals."""
     found: list[str] = []
     for part in description.split("."):
         text = part.strip()

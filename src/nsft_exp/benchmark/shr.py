@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Shr:
         """None: only the judge's replies can be scored (`judged`)."""
 
     def ask(self, key: str, answer: str, replies: Sequence[str]) -> Ask | None:
-        """Regions, facts and the numbered sentences, until a reply has a judgement; None for a long prompt."""
+        """Regions, facts and numbered sentences, until a reply has a judgement; None for a long prompt."""
         if len(replies) >= self.tries or any("Judgement" in reply for reply in replies):
             return None
         if self._told is None:
@@ -134,8 +134,8 @@ class Shr:
         for key, text in given.texts.items():
             if repetition(text, max(GRAMS)) is None:
                 raise UserError(
-                    f"{path}: image {key}: a description of fewer than {max(GRAMS)} words, where the official "
-                    "program divides by zero; complete the file"
+                    f"{path}: image {key}: a description of fewer than {max(GRAMS)} words, where the "
+                    "official program divides by zero; complete the file"
                 )
         return given
 

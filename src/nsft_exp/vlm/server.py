@@ -155,7 +155,7 @@ class ServerEngine:
     def _refuse(self, request: Request) -> None:
         """Raise UserError for a request that the protocol has no form for."""
         what = {
-            "beams": request.decoding.num_beams != 1,
+            "beams (Hugging Face only)": request.decoding.num_beams != 1,
             f"view {request.view}": request.view != "clean",
             "an answer's beginning": bool(request.answer_prefix),
         }
