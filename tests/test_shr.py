@@ -112,9 +112,7 @@ def test_the_ratio_is_over_all_sentences_of_known_class_and_void_images_are_left
     two = benchmark.judged("12", HILL, [["no", said("maybe")]])
     found = benchmark.metrics(sum_counts([one, two]))
     assert found["shr"] == 33.3
-    assert found["shr_words"] == pytest.approx(
-        100 * round(4 / 16, 3)
-    )  # 7, 4 and 5 words, the stops with them
+    assert found["shr_words"] == pytest.approx(100 * round(4 / 16, 3))  # of 7, 4 and 5 words
     assert (found["sentences"], found["words"]) == (2, 11.5)
     assert (found["hallucinated_sentences"], found["hallucinated_words"]) == (0.5, 2)
     assert found["gram1"] == round((14 / 16 + 7 / 10) / 2, 3)  # "cat" and "a" again; "A green hill" again
@@ -177,7 +175,7 @@ def words(root: Path, answers: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def judge() -> Any:
-    """A judge that says "Judgement" at the second time, and calls every sentence with `cat` a hallucination."""
+    """A judge that has a judgement at the second time: a sentence with `cat` is a hallucination."""
 
     def reply(prompt: str, times: int) -> str:
         listed = prompt.partition("Comments:\n")[2].splitlines()

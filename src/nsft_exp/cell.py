@@ -118,8 +118,8 @@ def _check_beams(step: Step, requests: list[Request]) -> None:
         request.decoding.num_beams > 1 for request in requests
     ):
         raise UserError(
-            f"benchmark {name}: its beam search is Hugging Face's only; take vlm.engine=hf, or num_beams=1 of "
-            "the benchmark (another protocol), or leave it out of the suite"
+            f"benchmark {name}: its beam search is Hugging Face's only; take vlm.engine=hf, or num_beams=1 "
+            "of the benchmark (another protocol), or leave it out of the suite"
         )
 
 

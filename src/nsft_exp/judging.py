@@ -1,8 +1,8 @@
 """Asking a benchmark's judge about answers: a reply is on the disk before it is used, and never asked twice.
 
 The ledger (`calls.jsonl`) lies in the evaluate stage's `judge/`, or beside the scores of `nsft score`. A
-judge that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted, the
-official means are then None, and the same command asks for what is missing.
+judge that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted,
+the official means are then None, and the same command asks for what is missing.
 """
 
 from __future__ import annotations

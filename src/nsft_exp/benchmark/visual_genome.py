@@ -101,6 +101,6 @@ def _region(region: Any, picture: Picture, where: str) -> str:
     """One region's line; empty where it has no phrase."""
     x, y, width, height = (need(region, name, (int, float), where) for name in ("x", "y", "width", "height"))
     phrase = need(region, "phrase", str, where)
-    corners = (x / picture.width, y / picture.height)
-    corners += ((x + width) / picture.width, (y + height) / picture.height)
+    corners = [x / picture.width, y / picture.height]
+    corners += [(x + width) / picture.width, (y + height) / picture.height]
     return f"{[float(f'{corner:.2f}') for corner in corners]}: {phrase}\n" if phrase else ""

@@ -69,7 +69,7 @@ def _settings(loaded: LoadedHF, row: Row) -> GenerationConfig:
 
 @contextmanager
 def _only(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Have the model generate by these settings alone: a checkpoint brings its own (Qwen's a repetition penalty)."""
+    """Have the model generate by these settings alone, not its checkpoint's (Qwen's repetition penalty)."""
     before = model.generation_config
     model.generation_config = settings
     try:

@@ -1,4 +1,6 @@
-"""Batched answers from a model in memory: greedy, sampled or by beams (beams.py), with the log-probabilities of asked answers.
+"""Batched answers from a model in memory, with the log-probabilities of asked answers.
+
+They are greedy, sampled, or searched with beams (beams.py).
 
 Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made
 in: padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
@@ -69,7 +71,8 @@ class State:
 def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
     """Yield (request id, replies) for every request, as their batches end.
 
-    Raises UserError for what does not go together, an unknown view, a prompt that is too long, or a GPU out of memory.
+    Raises UserError for wishes that do not go together, an unknown view, a prompt that is too long, or a GPU
+    out of memory.
     """
     for request in requests:
         refuse(request)
@@ -91,7 +94,7 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    """Cut rows into batches: those with an image apart from those without, those with other beams apart too."""
+    """Cut rows into batches of one kind: with an image or without, with as many beams."""
     kinds: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         kinds[_kind(row)].append(row)
