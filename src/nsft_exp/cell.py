@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nsft_exp import config as configs
 from nsft_exp.launch import launch
-from nsft_exp.plan import Step, make_plan, row_label
+from nsft_exp.plan import Step, benchmark_members, make_plan, row_label
 from nsft_exp.records import Request, UserError
 from nsft_exp.stages import CellRun, build, run_step
 from nsft_exp.store import Store
@@ -37,6 +37,8 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
         outcome |= {"config": plain, "seed": plain["seed"]}
         configs.check_belonging(plain, choices)
         run = CellRun(Store(plain["paths"]["runs"]), plain["trainer"].get("threads"))
+        if plain["trainer"].get("evaluate_every"):
+            run.watched = benchmark_members(plain["benchmark"])
         if plain["logger"]:
             from nsft_exp.study import stream_of  # brings the report's modules along
 

@@ -119,6 +119,21 @@ class Method(Protocol):
         """
 
 
+class Watched(Protocol):
+    """Questions of a benchmark that a model answers now and then while it is trained."""
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name in the cell."""
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The questions."""
+
+    def metrics(self, replies: Mapping[str, Reply]) -> dict[str, float]:
+        """The official rule on these answers: the metrics that have a value."""
+
+
 class Benchmark(Protocol):
     """One test: questions, the official scoring rule, and metrics as functions of summed counts."""
 

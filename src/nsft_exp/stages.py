@@ -30,6 +30,7 @@ from nsft_exp.records import Example, Item, Reply, Request, Sample, UserError, f
 from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, digest
 from nsft_exp.torchrun import num_ranks, run_ranks
+from nsft_exp.watching import watched_benchmarks
 
 if TYPE_CHECKING:
     from nsft_exp.world import World
@@ -171,6 +172,9 @@ def _fit(
             parents=[run.folders[name].path for name in step.init],
             listen=listen,
             world=world,
+            watched=watched_benchmarks(run.watched, step.nodes["trainer"]["evaluate_limit"])
+            if run.watched
+            else (),
         )
 
 

@@ -66,6 +66,8 @@ IGNORED = (
     "trainer.reference",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.evaluate_every",
+    "trainer.evaluate_limit",
     "trainer.process",
 )
 """Config leaves that must not change a result, and so are in no key."""
