@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from nsft_exp.benchmark.pope import Pope
 from nsft_exp.method.dpo import DPO
-from nsft_exp.records import Decoding, Item, Request, Turn, UserError
+from nsft_exp.records import Item, Request, Turn, UserError
 from nsft_exp.store import is_ignored
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.watching import WatchedBenchmark, some_images, watched_benchmarks
@@ -70,7 +70,7 @@ def test_the_last_look_is_at_the_model_that_is_kept(
 ) -> None:
     for precision in ("32-true", "bf16-mixed"):
         run = tmp_path / precision / "run"
-        changes = {"precision": precision, "learning_rate": 0.05}
+        changes = {"precision": precision, "learning_rate": 0.05, "schedule": "constant"}
         train(DPO(), items, run, **changes, watched=[pope], evaluate_every=4, sample_answers=12)
         loaded = ScratchLlava(device="cpu").load()
         PeftModel.from_pretrained(loaded.model, run / "adapter")
@@ -96,10 +96,7 @@ def test_a_stopped_training_has_the_same_looks_as_one_that_was_not(
 
 
 def test_the_questions_of_an_image_stay_together() -> None:
-    requests = [
-        Request(f"{n}", f"/images/{n % 10}.png", (Turn("prompt", "?"),), decoding=Decoding())
-        for n in range(40)
-    ]
+    requests = [Request(f"{n}", f"/images/{n % 10}.png", (Turn("prompt", "?"),)) for n in range(40)]
     some = some_images(requests, 10)
     assert len(some) == 12  # three images of four questions
     assert {r.image for r in requests if r not in some}.isdisjoint({r.image for r in some})
