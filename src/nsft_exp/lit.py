@@ -179,7 +179,6 @@ class TokenTraining(L.LightningModule):
             group["lr"] = self.recipe.rate(step, self.num_steps)
         optimizer.step()
         optimizer.zero_grad()
-        torch.clear_autocast_cache()  # it holds the weights before the step; a look must see those after it
         return norm
 
     # --- validation --------------------------------------------------------------------------------
