@@ -50,7 +50,7 @@ ALLOWED = {
     "torchrun": ("records", "store", "child"),
     "stages": (
         *("records", "store", "plan", "items", "output", "scoring", "training"),
-        *("cell_run", "torchrun", "world", "judging", "watching"),
+        *("cell_run", "torchrun", "world", "judging", "watching", "child"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),
     "launch": ("records", "store", "plan", "stages", "cell_run", "child", "torchrun"),

@@ -113,12 +113,25 @@ def _check_engine(step: Step) -> None:
         )
 
 
+def _engine(step: Step) -> str:
+    """What answers: `hf`, `vllm` or `server` (vlm=server has no choice)."""
+    vlm = step.nodes["vlm"]
+    return str(vlm.get("engine", "server" if vlm.get("server") else "hf"))
+
+
+def _check_server(step: Step, benchmark: Any) -> None:
+    """Refuse a benchmark that another program asks where the model is not served."""
+    if hasattr(benchmark, "command") and _engine(step) != "server":
+        raise UserError(
+            f"benchmark {benchmark.name}: asks the model's server itself; serve it (nsft export-model, vllm "
+            "serve) and take vlm=server, or the base with vlm.engine=server"
+        )
+
+
 def _check_beams(step: Step, requests: list[Request]) -> None:
     """Refuse a benchmark whose answers are searched with beams where the model is not in this process."""
-    vlm, name = step.nodes["vlm"], step.nodes["benchmark"].get("name")
-    if vlm.get("engine", "server" if vlm.get("server") else "hf") != "hf" and any(
-        request.decoding.num_beams > 1 for request in requests
-    ):
+    name = step.nodes["benchmark"].get("name")
+    if _engine(step) != "hf" and any(request.decoding.num_beams > 1 for request in requests):
         raise UserError(
             f"benchmark {name}: its beam search is Hugging Face's only; take vlm.engine=hf, or num_beams=1 "
             "of the benchmark (another protocol), or leave it out of the suite"
@@ -139,6 +152,8 @@ def preflight(plan: list[Step]) -> None:
                 continue
             seen.add(repr(node))
             plugin = build(node)
+            if group == "benchmark":
+                _check_server(step, plugin)
             plugin.samples() if group == "source" else _check_beams(step, plugin.requests())
             for what, number in getattr(plugin, "counts", {}).items():
                 if number and ("broken" in what or "benchmark" in what):

@@ -7,6 +7,7 @@ that need torch are imported by the plug-ins only once there is work to do.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.cell_run import CellRun, build, to_order
+from nsft_exp.child import run_child
 from nsft_exp.items import (
     correction_input,
     example_digest,
@@ -214,13 +216,30 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
             run.begin()
             started = time.perf_counter()
             requests = benchmark.requests()[: step.nodes.get("limit")]
-            if hasattr(benchmark, "judge"):
+            if hasattr(benchmark, "command"):
+                scores = _by_program(benchmark, folder, step, run)
+            elif hasattr(benchmark, "judge"):
                 scores = _judged(benchmark, requests, folder, step, run)
             else:
                 answers = _answers(requests, folder, step, run)
                 scores = score_answers(benchmark, requests, answers, folder)
             folder.finish({**scores, **circumstances(started)})
     return folder
+
+
+def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -> dict[str, Any]:
+    """Have another program ask the model's server and score; one that was killed begins anew."""
+    out = folder.path / benchmark.name
+    shutil.rmtree(out, ignore_errors=True)
+    with answering(step, run) as vlm:
+        words, more = benchmark.command(vlm.address(), out, step.nodes.get("limit"))
+        run_child(words, {**os.environ, **more}, merged=True)
+    summary, records = benchmark.outcome(out)
+    (folder.path / "records.jsonl").unlink(missing_ok=True)
+    with folder.appending() as append:
+        for record in records:
+            append(record)
+    return summary
 
 
 def _is_evaluated(folder: StageFolder) -> bool:

@@ -33,7 +33,7 @@ def watched_benchmarks(nodes: Mapping[str, dict[str, Any]], limit: int) -> list[
     What a judge scores is not watched: it would be paid at every look. Raises UserError where nothing is.
     """
     made = {name: build(node) for name, node in nodes.items()}
-    ruled = {name: benchmark for name, benchmark in made.items() if not hasattr(benchmark, "judge")}
+    ruled = {name: benchmark for name, benchmark in made.items() if not _elsewhere(benchmark)}
     found = []
     for name, benchmark in ruled.items():
         benchmark.files()  # those that are made when missing
@@ -43,6 +43,11 @@ def watched_benchmarks(nodes: Mapping[str, dict[str, Any]], limit: int) -> list[
             f"trainer.evaluate_every: no rule scores {', '.join(made)}; watch another benchmark, or none (0)"
         )
     return found
+
+
+def _elsewhere(benchmark: Any) -> bool:
+    """Whether someone else scores: an LLM, or a program that asks the model's server."""
+    return hasattr(benchmark, "judge") or hasattr(benchmark, "command")
 
 
 def some_images(requests: Sequence[Request], limit: int) -> list[Request]:
