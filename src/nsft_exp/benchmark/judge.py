@@ -141,7 +141,7 @@ class Judge:
 
 def prompt_hash(template: str) -> str:
     """Return the first digits of the SHA-256 of a prompt's template."""
-    return digest(template)[:12]
+    return digest(_encodable(template))[:12]
 
 
 def _assigned(program: str, name: str, path: Path) -> str:

@@ -22,7 +22,7 @@ from nsft_exp.benchmark.answers import ScoredAnswers, absent, read_answers
 from nsft_exp.benchmark.counting import get
 from nsft_exp.benchmark.judge import Ask, Judge, prompt_hash
 from nsft_exp.benchmark.judged import Given, by_key, mean_of, read_object, whole
-from nsft_exp.benchmark.reading import ask, image_path, need, read_json
+from nsft_exp.benchmark.reading import ask, image_path, need, need_texts, read_json
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 TRIES = 5
@@ -112,7 +112,7 @@ class MmVet:
                 failed = [g == 0 and read_grade(c) != 0 for g, c in zip(grades, contents, strict=True)]
                 score = self._scored(key, grades, failed)
                 scores += [score] if score else []
-                models |= set(map(str, rows[key].get("model", [])))
+                models |= set(map(str, need({"model": [], **rows[key]}, "model", list, f"{path}: {key}")))
         graded = {score.id for score in scores}
         judges = ", ".join(sorted(models)) or "a judge without a name"
         return ScoredAnswers(
@@ -173,7 +173,7 @@ class MmVet:
                 where = f"{self.file}: {key}"
                 for name in ("imagename", "question", "answer"):
                     need(item, name, str, where)
-                need(item, "capability", list, where)
+                need_texts(item, "capability", where)
             self._items = data
         return self._items
 
