@@ -216,3 +216,21 @@ def used(benchmark: Any, answers: Path, path: Path) -> bool:
     finally:
         path.write_bytes(before)
     return False
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_file_without_some_answer_or_with_one_too_many_is_never_called_complete(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    fresh, folder, answers = rule_scored(name, request)
+    lines = answers.read_text().splitlines(keepends=True)
+    assert use(copy.deepcopy(fresh), answers)["complete"] is True
+    less = [lines[:k] + lines[k + 1 :] for k in range(len(lines)) if len(lines) > 1]
+    for changed in (*less, [*lines, lines[0]], [lines[-1], *lines]):
+        answers.write_text("".join(changed))
+        try:
+            found = use(copy.deepcopy(fresh), answers)
+        except UserError as error:
+            assert "official program stops" in str(error)
+        else:
+            assert (found["complete"], bool(found["warnings"])) == (False, True), changed
