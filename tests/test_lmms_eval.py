@@ -88,7 +88,8 @@ def test_results_are_numbers_and_what_has_none_is_null(tmp_path: Path) -> None:
         "c/nan": None,
     }
     assert (summary["n"], summary["complete"], summary["counts"]["unanswered"]) == (6, True, 0)
-    assert summary["protocol"] == "lmms-eval 0.7.3, tasks both, c, commit abc"
+    assert summary["protocol"] == "lmms-eval 0.7.3, tasks both, c"
+    assert (summary["git_hash"], summary["tasks"]) == ("abc", {"a": "Yaml", "b": 2.0, "c": None})
     assert [(r["id"], r["answer"]) for r in records[:2]] == [("a:0", "Yes"), ("a:1", "no")]
     assert records[0]["values"] == {"right": 0.0}
 

@@ -222,7 +222,7 @@ def used(benchmark: Any, answers: Path, path: Path) -> bool:
 def test_a_file_without_some_answer_or_with_one_too_many_is_never_called_complete(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    fresh, folder, answers = rule_scored(name, request)
+    fresh, _, answers = rule_scored(name, request)
     lines = answers.read_text().splitlines(keepends=True)
     assert use(copy.deepcopy(fresh), answers)["complete"] is True
     less = [lines[:k] + lines[k + 1 :] for k in range(len(lines)) if len(lines) > 1]

@@ -111,12 +111,13 @@ class LmmsEval:
         lost = sum(bool(record["reason"]) for record in records)
         return {
             "benchmark": self.name,
-            "protocol": f"{self.protocol}{_commit(results)}",
+            "protocol": self.protocol,
             "n": number,
             "counts": {"scored": len(records) - lost, "unanswered": lost},
             "complete": not lost and len(records) == number and bool(number),
             "metrics": metrics,
             "tasks": {task: results["versions"].get(task) for task in results["n-samples"]},
+            "git_hash": results.get("git_hash"),  # of the checkout around lmms-eval, which may be another's
         }, records
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +176,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _commit(results: Mapping[str, Any]) -> str:
-    """The commit that a checkout of lmms-eval says; a package from an index has none."""
-    return f", commit {results['git_hash']}" if results.get("git_hash") else ""
