@@ -1,4 +1,4 @@
-"""A small task of lmms-eval in files: four yes/no questions about pictures, with its data on the disk."""
+"""Two small tasks of lmms-eval in files: yes/no questions about pictures, with their data on the disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ kinds = Features({"image": Image(), "question": Value("string"), "answer": Value
 DatasetDict({"test": Dataset.from_list(rows, features=kinds)}).save_to_disk(sys.argv[1])
 """
 TASK = """
-task: yes_no
+task: {name}
 dataset_path: {data}
 dataset_kwargs:
   load_from_disk: true
 test_split: test
 output_type: generate_until
 doc_to_visual: !function task.visual
-doc_to_text: !function task.text
+doc_to_text: !function task.{name}
 doc_to_target: answer
 generation_kwargs:
   max_new_tokens: 8
@@ -43,8 +43,12 @@ def visual(doc):
     return [doc["image"].convert("RGB")]
 
 
-def text(doc, lmms_eval_specific_kwargs=None):
+def yes_no(doc, lmms_eval_specific_kwargs=None):
     return doc["question"]
+
+
+def broken(doc, lmms_eval_specific_kwargs=None):
+    return "Broken " + doc["question"]
 
 
 def results(doc, replies):
@@ -52,11 +56,12 @@ def results(doc, replies):
 """
 
 
-def write_task(folder: Path, python: str) -> Path:
-    """Write the task `yes_no` to `folder/tasks`, its data beside it; `python` has datasets."""
+def write_tasks(folder: Path, python: str) -> Path:
+    """Write the tasks `yes_no` and `broken` to `folder/tasks`, its data beside it; `python` has datasets."""
     tasks = folder / "tasks"
     tasks.mkdir(parents=True)
-    (tasks / "yes_no.yaml").write_text(TASK.format(data=folder / "data"))
+    for name in ("yes_no", "broken"):
+        (tasks / f"{name}.yaml").write_text(TASK.format(name=name, data=folder / "data"))
     (tasks / "task.py").write_text(CODE)
     subprocess.run([python, "-c", DATA, str(folder / "data")], check=True, capture_output=True)
     return tasks

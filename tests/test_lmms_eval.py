@@ -12,11 +12,11 @@ import pytest
 
 from benchmark_files import write_json, write_lines
 from conftest import ROOT, run_nsft
-from lmms_tasks import write_task
+from lmms_tasks import write_tasks
 from nsft_exp.benchmark.lmms_eval import LmmsEval
 from nsft_exp.interfaces import Address
 from nsft_exp.records import UserError
-from scripted_critic import Answer, Script, completion, serving
+from scripted_critic import Answer, completion, serving
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +143,11 @@ def test_a_model_that_is_not_served_is_refused(
     assert "benchmark lmms_eval: asks the model's server itself; serve it" in capsys.readouterr().err
 
 
-def yes_but(failing: bool) -> Script:
-    """A server that says yes to everything, and fails at question 3 if asked to."""
-
-    def script(body: dict[str, Any], number: int) -> Answer:
-        words = json.dumps(body["messages"])
-        if failing and "Question 3" in words:
-            return Answer(status=400, body={"error": {"message": "no"}})
-        return Answer(body=completion("Yes"))
-
-    return script
+def yes_but_once(body: dict[str, Any], number: int) -> Answer:
+    """A server that says yes to everything but one question."""
+    if "Broken Question 3" in json.dumps(body["messages"]):
+        return Answer(status=400, body={"error": {"message": "no"}})
+    return Answer(body=completion("Yes"))
 
 
 @pytest.mark.slow
@@ -161,27 +156,21 @@ def test_lmms_eval_scores_a_served_model_and_a_failed_request_is_no_answer(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    tasks = write_task(tmp_path, lmms_python)
-    for failing in (False, True):
-        with serving(yes_but(failing)) as server:
-            words = ["evaluate", "vlm=server", f"server.base_url={server.base_url}", "launch=inline"]
-            words += [
-                f"server.model={'broken' if failing else 'yes'}",
-                "benchmark=lmms_eval",
-                "tasks=[yes_no]",
-            ]
-            words += [f"benchmark.folder={tasks}", f"benchmark.python={lmms_python}", "benchmark.attempts=2"]
-            words += ["benchmark.backoff=0.1", f"to=out-{failing}"]
-            assert run_nsft(tmp_path, toy_data, *words) == 0
-            assert len(server.bodies) == 4 + failing
-            picture, question = server.bodies[0]["messages"][-1]["content"]
-            assert picture["image_url"]["url"].startswith("data:image/png;base64,")
-            assert question["text"].startswith("Question ")
-            asked = len(server.bodies)
-            assert run_nsft(tmp_path, toy_data, *words) == 0
-            assert len(server.bodies) == asked, "what is finished is not done twice"
-        out = json.loads((tmp_path / f"out-{failing}" / "lmms_eval.json").read_text())
-        assert out["metrics"] == {"yes_no/right": None if failing else 0.5}
-        assert (out["complete"], out["counts"]["unanswered"]) == (not failing, int(failing))
-        assert out["protocol"] == "lmms-eval 0.7.3, tasks yes_no"
-    assert "out-False/lmms_eval.json" in capfd.readouterr().out
+    words = ["evaluate", "vlm=server", "server.model=m", "launch=inline", "benchmark=lmms_eval"]
+    words += ["tasks=[yes_no,broken]", f"benchmark.folder={write_tasks(tmp_path, lmms_python)}"]
+    words += [f"benchmark.python={lmms_python}", "benchmark.attempts=2", "benchmark.backoff=0.1", "to=out"]
+    with serving(yes_but_once) as server:
+        assert run_nsft(tmp_path, toy_data, *words, f"server.base_url={server.base_url}") == 0
+        assert len(server.bodies) == 4 + 4 + 1
+        picture, question = server.bodies[0]["messages"][-1]["content"]
+        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+        assert "Question " in question["text"]
+        assert run_nsft(tmp_path, toy_data, *words, f"server.base_url={server.base_url}") == 0
+        assert len(server.bodies) == 9, "what is finished is not done twice"
+    out = json.loads((tmp_path / "out" / "lmms_eval.json").read_text())
+    assert out["metrics"] == {"yes_no/right": 0.5, "broken/right": None}
+    assert (out["complete"], out["counts"]) == (False, {"scored": 7, "unanswered": 1})
+    assert out["protocol"] == "lmms-eval 0.7.3, tasks yes_no, broken"
+    said = capfd.readouterr()
+    assert "out/lmms_eval.json" in said.out
+    assert "lmms_eval.evaluator" not in said.out, "what the program says is on stderr"
