@@ -212,7 +212,7 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     benchmark.files()  # those that are made when missing are there from here on, for the key
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
-        if not _is_evaluated(folder):
+        if not is_evaluated(folder):
             run.begin()
             started = time.perf_counter()
             requests = benchmark.requests()[: step.nodes.get("limit")]
@@ -242,10 +242,12 @@ def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -
     return summary
 
 
-def _is_evaluated(folder: StageFolder) -> bool:
-    """Whether there is nothing left to do: a judge's replies that never came are asked for again."""
+def is_evaluated(folder: StageFolder) -> bool:
+    """Whether nothing is left to do: replies that a judge or a program never got are asked for again."""
     manifest = folder.manifest()
-    return manifest is not None and not manifest.get("judge", {}).get("unjudged")
+    if manifest is None or manifest.get("judge", {}).get("unjudged"):
+        return False
+    return "tasks" not in manifest or bool(manifest["complete"])
 
 
 def _judged(
