@@ -8,12 +8,16 @@ MODEL ?=
 PORT ?= 8000
 VENV := .venv
 VLLM := .venv-vllm
+LMMS := .venv-lmms
 RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
+LMMS_NEEDS := accelerate datasets evaluate "filelock<3.20" httpx jinja2 jsonlines loguru numpy openai packaging pillow \
+  pytablewriter python-dotenv pyyaml sacrebleu sympy tenacity tiktoken tqdm "transformers>=5.18,<5.20"
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more demo-served hypothesis report test test-all vllm-env critic-server check format toy-base wheel clean
+.PHONY: help demo demo-more demo-served hypothesis report test test-all vllm-env lmms-env critic-server check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -35,6 +39,17 @@ $(VLLM)/ready: tests/vllm_torchvision.py
 	@cd "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
 	  cp "$(CURDIR)/tests/vllm_torchvision.py" . && echo "import vllm_torchvision" > vllm_torchvision.pth
 	@$(VLLM)/bin/python -c "import vllm, torchvision" >/dev/null
+	@touch $@
+
+# lmms-eval wants packages that Hydra does not go with (antlr4), and for this use a small part of what it lists: an
+# OpenAI-protocol client and its metrics. A task that imports more says so: install it there too.
+$(LMMS)/ready:
+	@test -x $(LMMS)/bin/python || "$(PYTHON)" -m venv $(LMMS)
+	@echo "installing lmms-eval into $(LMMS) (once; some minutes)"
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check $(LMMS_NEEDS)
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms_eval==0.7.3"
+	@$(LMMS)/bin/python -c "import lmms_eval.evaluator, lmms_eval.models.chat.async_openai" >/dev/null
 	@touch $@
 
 $(VENV)/test: $(VENV)/core
@@ -66,6 +81,8 @@ test: $(VENV)/test ## All tests but the slow ones
 
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
 	@$(PYTEST) $(ARGS)
+
+lmms-env: $(LMMS)/ready ## lmms-eval in .venv-lmms, for benchmark=lmms_eval
 
 vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
 
@@ -99,4 +116,4 @@ wheel: $(VENV)/test ## Build the wheel into dist/
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove the environment, runs and caches of this checkout
-	rm -rf $(VENV) $(VLLM) runs dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS) runs dist build .pytest_cache .ruff_cache .mypy_cache

@@ -396,3 +396,16 @@ def test_control_c_stops_as_keyboard_interrupt_and_the_next_run_goes_on(
     for name in ("cut", "whole"):
         train(SFT(), items, tmp_path / name, epochs=3, checkpoint_every=1)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_validation_loss_is_of_the_weights_after_the_step(
+    items: list[Item], tmp_path: Path, precision: str
+) -> None:
+    """On the training examples themselves it is the next step's training loss."""
+    options = {"batch_size": len(items), "epochs": 2, "micro_batch": len(items), "learning_rate": 0.05}
+    train(SFT(), items, tmp_path / "run", items, **options, validate_every=1, precision=precision)
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    validation = [row["validation/loss"] for row in rows(tmp_path / "run") if "validation/loss" in row]
+    assert abs(losses[1] - losses[0]) > 0.1
+    assert validation[0] == pytest.approx(losses[1], rel=1e-3)

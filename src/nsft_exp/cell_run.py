@@ -30,6 +30,9 @@ class CellRun:
     stream: dict[str, Any] | None = None
     """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
 
+    watched: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The benchmarks (config nodes by name) that a training answers questions of now and then."""
+
     looking: bool = False
     """Find out whether all is done, and do nothing."""
 
@@ -67,6 +70,7 @@ def to_order(step: Step, run: CellRun) -> dict[str, Any]:
         "folders": {name: str(folder.path) for name, folder in run.folders.items()},
         "keys": run.keys,
         "stream": run.stream,
+        "watched": run.watched,
     }
 
 
@@ -74,4 +78,6 @@ def from_order(order: dict[str, Any]) -> tuple[Step, CellRun]:
     """Return the step and the run that `to_order` wrote."""
     step = Step(**(order["step"] | {name: tuple(order["step"][name]) for name in ("inputs", "init")}))
     folders = {name: StageFolder(Path(path)) for name, path in order["folders"].items()}
-    return step, CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])
+    run = CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])
+    run.watched = order["watched"]
+    return step, run

@@ -8,7 +8,7 @@ opened, models loaded and torch imported only when the object is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -119,6 +119,42 @@ class Method(Protocol):
         A weight depends on roles, weights and example numbers only, never on log-probabilities, so that
         the loop can count it before the first forward pass.
         """
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a model is served by the OpenAI protocol, under which name, and the key to it."""
+
+    base_url: str
+    model: str
+    key: str = field(default="", repr=False)
+
+
+class Evaluator(Protocol):
+    """A benchmark that another program evaluates: it asks the model's server itself, and scores."""
+
+    name: str
+
+    def command(self, address: Address, out: Path, limit: int | None) -> tuple[list[str], dict[str, str]]:
+        """The words that run the program, and what they add to the environment."""
+
+    def outcome(self, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What the program has written, as (an evaluate stage's summary, a record for each item)."""
+
+
+class Watched(Protocol):
+    """Questions of a benchmark that a model answers now and then while it is trained."""
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name in the cell."""
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The questions."""
+
+    def metrics(self, replies: Mapping[str, Reply]) -> dict[str, float]:
+        """The official rule on these answers: the metrics that have a value."""
 
 
 class Benchmark(Protocol):

@@ -37,7 +37,8 @@ class TokenTraining(L.LightningModule):
     """Trains the trainable weights of `loaded.model` by a method's loss.
 
     `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
-    validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that
+    validation micro-batches; `look(step)` is called where sample answers are due, `evaluate(step)` every
+    `evaluate_every` steps and after the last (0: never). `shared_features` says that
     the reference makes the same image features as the policy. In a `world` of several processes each runs its
     own share of a global batch, and sums and gradients are those of all.
     """
@@ -56,6 +57,8 @@ class TokenTraining(L.LightningModule):
         validate_every: int = 0,
         validate: Callable[[], Iterable[Batch]] = tuple,
         look: Callable[[int], None] = lambda step: None,
+        evaluate_every: int = 0,
+        evaluate: Callable[[int], None] = lambda step: None,
         shared_features: bool = False,
         world: World = ALONE,
     ) -> None:
@@ -72,6 +75,7 @@ class TokenTraining(L.LightningModule):
         self.record, self.record_time = record, record_time
         self.log_every, self.validate_every = log_every, validate_every
         self.validation, self.look = validate, look
+        self.evaluate_every, self.evaluate = evaluate_every, evaluate
         self.shared_features = shared_features
         self.world = world
 
@@ -115,8 +119,14 @@ class TokenTraining(L.LightningModule):
             tokens = held.pop("tokens")
             self.record(row | held)
             self.record_time(times(step, tokens, time.perf_counter() - started, self.device))
-        if self.validate_every and (step % self.validate_every == 0 or step == self.num_steps):
+        if self._is_due(self.validate_every, step):
             self._validate(step)
+        if self._is_due(self.evaluate_every, step):
+            with evaluating(self.model):
+                self.evaluate(step)
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.num_steps)
 
     # --- the step ----------------------------------------------------------------------------------
 

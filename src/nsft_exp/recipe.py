@@ -94,7 +94,8 @@ class TrainerOptions:
     `precision` None follows the model's type: 32-true for float32, else bf16-mixed. `reference` is how the
     reference is had: `adapter_off`, `cached`, `copy`, or `auto`. `held_out` samples are kept from training
     for the validation loss, every `validate_every` steps (0: never), with `sample_answers` answers to look
-    at. `threads` of the CPU (None: as torch chooses).
+    at; every `evaluate_every` steps (0: never) the model answers about `evaluate_limit` questions of each of
+    the cell's benchmarks too. `threads` of the CPU (None: as torch chooses).
     """
 
     accelerator: str = "auto"
@@ -111,13 +112,22 @@ class TrainerOptions:
     reference: str = "auto"
     held_out: int = 0
     sample_answers: int = 0
+    evaluate_every: int = 0
+    evaluate_limit: int = 64
 
     def __post_init__(self) -> None:
         _choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         _choice("trainer.reference", self.reference, ("auto", "adapter_off", "cached", "copy"))
         if self.precision is not None:
             _choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
-        for field in ("micro_batch", "log_every", "checkpoint_every", "devices", "num_nodes"):
+        for field in (
+            "micro_batch",
+            "log_every",
+            "checkpoint_every",
+            "devices",
+            "num_nodes",
+            "evaluate_limit",
+        ):
             _positive(f"trainer.{field}", getattr(self, field))
         if self.num_nodes > 1 and not self.rendezvous:
             raise UserError("trainer.num_nodes: several need trainer.rendezvous=<first node>:<free port>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.records import ItemScore, Reply, Request, to_json
@@ -26,26 +27,15 @@ def score_answers(
     official means are then None.
     """
     replies, answers = answers, {key: reply for key, reply in answers.items() if reply.given}
-    scores = {
-        r.id: judged.score(benchmark, r.id) if judged else benchmark.score(r, answers[r.id])
-        for r in requests
-        if r.id in answers
-    }
+    scores = scores_of(benchmark, requests, answers, judged)
     scored = [score for score in scores.values() if score]
-    if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
-        scored = benchmark.combine(scored)
-        scores |= {score.id: score for score in scored}
     (folder.path / "records.jsonl").unlink(missing_ok=True)
     with folder.appending() as append:
         for request in requests:
             row = _item_row(request, replies.get(request.id), scores.get(request.id))
             append(row | ({"judge": judged.record(request.id)} if judged else {}))
     _write_submission(benchmark, answers, folder)
-    totals: Counter[str] = Counter()
-    for score in scored:
-        totals.update(score.counts)
-    if judged and len(scored) < len(requests):
-        totals["lost"] = len(requests) - len(scored)
+    metrics, totals = metrics_of(benchmark, scored, len(requests) - len(scored) if judged else 0)
     counts = {
         "scored": len(scored),
         "unscored": len(scores) - len(scored),
@@ -54,9 +44,6 @@ def score_answers(
         "cut": sum(reply.finish == "length" for reply in answers.values()),
         **Counter(reply.finish for reply in replies.values() if not reply.given),
     }
-    from nsft_exp.statistics import rank_metrics  # NumPy: not for what only plans
-
-    metrics = {**benchmark.metrics(totals), **rank_metrics(scored)}
     about = {"judge": judged.usage} if judged else {}
     return about | {
         "benchmark": benchmark.name,
@@ -64,11 +51,42 @@ def score_answers(
         "n": len(requests),
         "counts": counts,
         "complete": counts["scored"] == len(requests),
-        "metrics": {
-            name: None if value is None or value != value else float(value) for name, value in metrics.items()
-        },
+        "metrics": metrics,
         "summed": {name: float(value) for name, value in sorted(totals.items())},
     }
+
+
+def scores_of(
+    benchmark: Any, requests: Sequence[Request], answers: Mapping[str, Reply], judged: Judged | None = None
+) -> dict[str, ItemScore | None]:
+    """Return the score of every answered request by id; None where the answer has none."""
+    scores = {
+        r.id: judged.score(benchmark, r.id) if judged else benchmark.score(r, answers[r.id])
+        for r in requests
+        if r.id in answers
+    }
+    if hasattr(benchmark, "combine"):  # items that count only together (MME's pairs, MMBench's circles)
+        scores |= {score.id: score for score in benchmark.combine([s for s in scores.values() if s])}
+    return scores
+
+
+def metrics_of(
+    benchmark: Any, scored: Sequence[ItemScore], lost: int = 0
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Return the metrics of items, None where one is undefined, and the summed counts behind them.
+
+    `lost` items have no judgement: a judged benchmark's official means are then None.
+    """
+    from nsft_exp.statistics import rank_metrics  # NumPy: not for what only plans
+
+    totals: Counter[str] = Counter()
+    for score in scored:
+        totals.update(score.counts)
+    if lost:
+        totals["lost"] = lost
+    found = {**benchmark.metrics(totals), **rank_metrics(scored)}
+    metrics = {k: None if value is None or value != value else float(value) for k, value in found.items()}
+    return metrics, dict(totals)
 
 
 def _write_submission(benchmark: Any, answers: dict[str, Reply], folder: StageFolder) -> None:

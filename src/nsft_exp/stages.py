@@ -7,6 +7,7 @@ that need torch are imported by the plug-ins only once there is work to do.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.cell_run import CellRun, build, to_order
+from nsft_exp.child import run_child
 from nsft_exp.items import (
     correction_input,
     example_digest,
@@ -31,6 +33,7 @@ from nsft_exp.records import Example, Item, Reply, Request, Sample, UserError, f
 from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, digest
 from nsft_exp.torchrun import num_ranks, run_ranks
+from nsft_exp.watching import watched_benchmarks
 
 if TYPE_CHECKING:
     from nsft_exp.world import World
@@ -181,6 +184,9 @@ def _fit(
             parents=[run.folders[name].path for name in step.init],
             listen=listen,
             world=world,
+            watched=watched_benchmarks(run.watched, step.nodes["trainer"]["evaluate_limit"])
+            if run.watched
+            else (),
         )
 
 
@@ -216,11 +222,13 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     benchmark.files()  # those that are made when missing are there from here on, for the key
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
-        if not _is_evaluated(folder):
+        if not is_evaluated(folder):
             run.begin()
             started = time.perf_counter()
             requests = benchmark.requests()[: step.nodes.get("limit")]
-            if hasattr(benchmark, "judge"):
+            if hasattr(benchmark, "command"):
+                scores = _by_program(benchmark, folder, step, run)
+            elif hasattr(benchmark, "judge"):
                 scores = _judged(benchmark, requests, folder, step, run)
             else:
                 answers = _answers(requests, folder, step, run)
@@ -230,10 +238,27 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     return folder
 
 
-def _is_evaluated(folder: StageFolder) -> bool:
-    """Whether there is nothing left to do: a judge's replies that never came are asked for again."""
+def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -> dict[str, Any]:
+    """Have another program ask the model's server and score; one that was killed begins anew."""
+    out = folder.path / benchmark.name
+    shutil.rmtree(out, ignore_errors=True)
+    with answering(step, run) as vlm:
+        words, more = benchmark.command(vlm.address(), out, step.nodes.get("limit"))
+        run_child(words, {**os.environ, **more}, merged=True)
+    summary, records = benchmark.outcome(out)
+    (folder.path / "records.jsonl").unlink(missing_ok=True)
+    with folder.appending() as append:
+        for record in records:
+            append(record)
+    return summary
+
+
+def is_evaluated(folder: StageFolder) -> bool:
+    """Whether nothing is left to do: replies that a judge or a program never got are asked for again."""
     manifest = folder.manifest()
-    return manifest is not None and not manifest.get("judge", {}).get("unjudged")
+    if manifest is None or manifest.get("judge", {}).get("unjudged"):
+        return False
+    return "tasks" not in manifest or bool(manifest["complete"])
 
 
 def _judged(
@@ -249,7 +274,7 @@ def _judged(
         place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
         answers = _answers(requests, place, step, run)
     texts = {key: reply.text for key, reply in answers.items() if reply.given}
-    judged = ask_judge(benchmark, texts, folder.path)
+    judged = ask_judge(benchmark, texts, folder.path / "judge")
     scores = score_answers(benchmark, requests, answers, folder, judged)
     return scores | _served(step, [reply.request for reply in answers.values()])
 

@@ -53,6 +53,8 @@ IGNORED = (
     *(f"vlm.server.{key}" for key in ("attempts", "backoff", "timeout", "budget*", "prices*")),
     *(f"benchmark.judge.{key}" for key in ("base_url", "key_env", "concurrency", "attempts", "backoff")),
     *(f"benchmark.judge.{key}" for key in ("timeout", "budget*", "prices*")),
+    *(f"benchmark.{key}" for key in ("python", "concurrency", "attempts", "backoff", "timeout")),
+    "tasks",  # the benchmark's own stand in its node
     "pairing.min_yield",  # what is left of the answers is judged, the answers are the same
     "pairing.max_one_side",
     "pairing.min_edited",
@@ -66,6 +68,8 @@ IGNORED = (
     "trainer.reference",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.evaluate_every",
+    "trainer.evaluate_limit",
     "trainer.process",
 )
 """Config leaves that must not change a result, and so are in no key."""

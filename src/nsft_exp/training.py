@@ -23,13 +23,13 @@ from peft import PeftModel
 from nsft_exp.batching import GlobalBatches
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles, StopSignals
 from nsft_exp.child import pass_on
-from nsft_exp.conversation import PROMPT
-from nsft_exp.interfaces import VLM, Method
+from nsft_exp.interfaces import VLM, Method, Watched
 from nsft_exp.job import Job, make_reference, make_trainable, prepare
 from nsft_exp.lit import TokenTraining, peak_memory
+from nsft_exp.looking import look, watch
 from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
-from nsft_exp.records import ROLES, Decoding, Example, Request
+from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
 from nsft_exp.store import replace_folder
 from nsft_exp.world import World
@@ -57,6 +57,7 @@ def fit(
     parents: Sequence[Path] = (),
     listen: Listener | None = None,
     world: World | None = None,
+    watched: Sequence[Watched] = (),
 ) -> dict[str, Any]:
     """Train and return a summary: steps, tokens, trainable parameters, models held, peak memory.
 
@@ -65,8 +66,9 @@ def fit(
     `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
     `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
     pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
-    metrics and, its names under `time/`, of the times, once it is written. In a `world` of several processes
-    the first one writes the files and returns the summary; the others return nothing.
+    metrics and, its names under `time/`, of the times, once it is written. The `watched` benchmarks are
+    answered every `trainer.evaluate_every` steps, which changes nothing in what is trained. In a `world` of
+    several processes the first one writes the files and returns the summary; the others return nothing.
 
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.
@@ -87,7 +89,7 @@ def fit(
         assert peft is not None
         reference.switched_off = peft.disable_adapter
     files = RunFiles(folder)
-    module = _module(job, reference, files, listen)
+    module = _module(job, reference, files, listen, watched)
     _run(job, module, files, progress)
     if not world.first:
         return {}
@@ -105,7 +107,14 @@ def quiet() -> None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-def _module(job: Job, reference: Reference | None, files: RunFiles, listen: Listener | None) -> TokenTraining:
+def _module(
+    job: Job,
+    reference: Reference | None,
+    files: RunFiles,
+    listen: Listener | None,
+    watched: Sequence[Watched],
+) -> TokenTraining:
+    record = _heard(files.metrics, listen) if job.world.first else _unheard
     features_change = job.tuning.train_projector
     num_held, rank, size = len(job.examples) - job.num_trained, job.world.rank, job.world.size
     mine = range(job.num_trained + rank, len(job.examples), size)
@@ -116,12 +125,14 @@ def _module(job: Job, reference: Reference | None, files: RunFiles, listen: List
         job.recipe,
         len(job.steps),
         job.seed,
-        record=_heard(files.metrics, listen) if job.world.first else _unheard,
+        record=record,
         record_time=_heard(files.times, listen, "time/") if job.world.first else _unheard,
         log_every=job.trainer.log_every,
         validate_every=job.trainer.validate_every if num_held else 0,
         validate=lambda: job.batches(mine),
-        look=partial(_look, job, files.samples) if job.world.first else lambda step: None,
+        look=partial(look, job, files.samples) if job.world.first else lambda step: None,
+        evaluate_every=job.trainer.evaluate_every if watched else 0,
+        evaluate=partial(watch, job, watched, record, files.samples),
         shared_features=not features_change,
         world=job.world,
     )
@@ -217,23 +228,6 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
 
 
 # --- afterwards ------------------------------------------------------------------------------------
-
-
-def _look(job: Job, rows: Rows, step: int) -> None:
-    """Answer the first held-out questions greedily and write the answers down."""
-    requests = [_question(example) for example in job.validation[: job.trainer.sample_answers]]
-    for name, replies in job.loaded.generate(requests):
-        rows.append({"step": step, "id": name, "answer": replies[0].text, "finish": replies[0].finish})
-
-
-def _question(example: Example) -> Request:
-    """The question before an example's first supervised answer."""
-    conversation = example.conversations[0]
-    answers = (n for n, turn in enumerate(conversation.turns) if n % 2 and turn.role != ROLES[PROMPT])
-    turns = conversation.turns[: next(answers)]
-    return Request(
-        example.id, conversation.image, turns, conversation.view, decoding=Decoding(max_new_tokens=128)
-    )
 
 
 def _save(job: Job, peft: PeftModel | None, folder: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.images import open_image
+from nsft_exp.interfaces import Address
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
@@ -82,6 +84,12 @@ class ServerEngine:
         budget = Budget(server["budget"], server["prices"], where="server")
         ledger = Ledger(server["cache"], where="server.cache")
         self.client = Client(ledger, budget, server["base_url"], server["key_env"], where="server", **how)
+
+    def address(self) -> Address:
+        """Return where the model is, for a program that asks it itself."""
+        key_env = self.server["key_env"]
+        key = os.environ.get(key_env, "").strip() if key_env else ""
+        return Address(self.client.base_url, str(self.server["model"]), key)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
         """Yield (request id, its n replies): texts and how they ended, and ids where the server tells them.
@@ -177,7 +185,7 @@ class ServerEngine:
     def _refuse(self, request: Request) -> None:
         """Raise UserError for a request that the protocol has no form for."""
         what = {
-            "beams": request.decoding.num_beams != 1,
+            "beams (Hugging Face only)": request.decoding.num_beams != 1,
             f"view {request.view}": request.view != "clean",
             "beginning of an answer": bool(request.answer_prefix),
         }
