@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
+
 from nsft_exp.cell_run import CellRun, build, to_order
 from nsft_exp.items import (
     correction_input,
@@ -77,14 +79,21 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
     samples = run.samples(step)
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
-    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
+    pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
+    surveys = hasattr(get_object(step.nodes["critic"]["_target_"]), "survey")
+    made_from = _answered_by(step, run)
+    if surveys:  # each correction depends on all pairs
+        made_from = {**(made_from or {}), "pairs": digest(list(inputs.values()))}
+    folder = _open(step, run, made_from, without=("source.size", "source.seed"))
     with folder.lock():
         done = done_ids(folder, inputs)
-        todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
+        todo = [(s, preference) for s, preference in pairs if s.id not in done]
         if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
             run.begin()
             critic = build(step.nodes["critic"])
+            if surveys:
+                critic.survey(pairs)
             append_records(folder, critic.corrections(todo), inputs, len(todo))
             if hasattr(critic, "usage"):  # what its calls have cost, those of earlier runs included
                 folder.finish({**(folder.manifest() or {}), "usage": critic.usage(folder.records())})

@@ -26,6 +26,7 @@ NAMES = {
     "supervised_tokens": "supervised tokens",
     "critic_precision": "critic's precision",
     "critic_recall": "critic's recall",
+    "critic_invented": "errors invented a right claim",
     "models_held": "models held",
     "trainable_parameters": "trained parameters",
     "peak_memory_bytes": "peak memory",
