@@ -10,7 +10,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
+.PHONY: help demo demo-more methods-toy report test test-all vllm-env check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline
 
 demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
 	@$(RUN) -m --config-name demo_more $(ARGS)
+
+methods-toy: $(VENV)/core ## Each method on the toy world: does it move what it optimises on held-out prompts?
+	@$(RUN) -m --config-name methods_toy $(ARGS)
 
 report: $(VENV)/core ## Rebuild table, figures and page of a finished study: make report STUDY=demo
 	@$(RUN) report --config-name $(STUDY) $(ARGS)

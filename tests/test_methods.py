@@ -120,6 +120,8 @@ def test_loss_terms_are_weighted_as_stated() -> None:
     [
         (lambda: SFT(pairs="some"), "method.pairs=some"),
         (lambda: SFT(normalise="sum"), "method.normalise=sum"),
+        (lambda: SFT(match="samples"), "method.spare=0"),
+        (lambda: SFT(match="epochs", spare=3), "method.spare=3"),
         (lambda: DPO(beta=0), "method.beta=0"),
         (lambda: NSFT(correction_as="turn"), "method.correction_as=turn"),
         (lambda: NSFT(weight=-1), "negative"),
@@ -137,11 +139,24 @@ def test_matched_sft_repeats_items_until_it_has_nsfts_words() -> None:
         Item(Sample(str(n), None, "Q?", "a b c"), correction=Correction(str(n), "ok", dialogue=dialogue))
         for n in range(4)
     ]
-    examples = SFT(match="correction").examples(items, Random(0))
+    examples = SFT(match="epochs").examples(items, Random(0))
     # 4 x 3 words of the answers and 4 x 5 of the corrections: 32, reached by 11 answers of 3 words
     assert [e.id for e in examples] == [*"0123", *(f"{n}#1" for n in "0123"), *(f"{n}#2" for n in "012")]
 
 
+def test_sample_matched_sft_takes_further_samples_for_nsfts_words() -> None:
+    dialogue = (Exchange("Q?", "one two three"), Exchange("Q?", "one two"))
+    items = [
+        Item(Sample(str(n), None, "Q?", "a b c"), correction=Correction(str(n), "ok", dialogue=dialogue))
+        for n in range(9)
+    ]
+    examples = SFT(match="samples", spare=6).examples(items, Random(0))
+    # 3 x 3 words of the answers and 3 x 5 of the corrections: 24, reached by 5 further answers of 3 words
+    assert [e.id for e in examples] == [*"012", *(f"{n}#1" for n in "34567")]
+    with pytest.raises(UserError, match=r"method\.spare=3: further samples are 21 words short"):
+        SFT(match="samples", spare=3).examples(items, Random(0))
+
+
 def test_matched_sft_without_corrections_is_refused() -> None:
     with pytest.raises(UserError, match="needs corrections"):
-        SFT(match="correction").examples([Item(Sample("0", None, "Q?", "a"))], Random(0))
+        SFT(match="epochs").examples([Item(Sample("0", None, "Q?", "a"))], Random(0))

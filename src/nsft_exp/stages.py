@@ -194,15 +194,25 @@ def _streaming(run: CellRun) -> AbstractContextManager[Any]:
 
 
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
-    """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
+    """The cell's items in source order, and the held-out ones (for the validation loss)."""
     samples = run.samples(step)
     items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
-    cut = len(items) - held_out_size(step.nodes)
-    return items[:cut], items[cut:]
+    return split_items(items, step.nodes)
+
+
+def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
+    """Return the items that are trained on, and the held-out ones.
+
+    A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
+    every method so.
+    """
+    end = len(items) - (nodes["method"].get("spare") or 0)
+    cut = end - held_out_size(nodes)
+    return items[:cut] + items[end:], items[cut:end]
 
 
 def held_out_size(nodes: dict[str, Any]) -> int:
-    """How many samples at the end of the source are kept from training, for the validation loss."""
+    """How many samples after those of `source.size` are kept from training, for the validation loss."""
     return int(nodes["trainer"].get("held_out", 0) or 0)
 
 

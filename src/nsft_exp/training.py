@@ -62,7 +62,8 @@ def fit(
 
     `folder` receives `adapter/` (LoRA, in PEFT's format, with the projector if it was trained) or `model/` (a
     whole model under the hub's names), `metrics.jsonl` (a row a logged step, no times), `times.jsonl`,
-    `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
+    `samples.jsonl`, `held_out.jsonl` (a row an example and validation: what the method moves, see
+    losses.optimised) and, while it runs, `checkpoint/`. `references` keeps cached log-probabilities.
     `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
     pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
     metrics and, its names under `time/`, of the times, once it is written. In a `world` of several processes
@@ -122,6 +123,9 @@ def _module(job: Job, reference: Reference | None, files: RunFiles, listen: List
         validate_every=job.trainer.validate_every if num_held else 0,
         validate=lambda: job.batches(mine),
         look=partial(_look, job, files.samples) if job.world.first else lambda step: None,
+        record_held_out=lambda row: files.held_out.append(
+            {**row, "example": job.examples[row["example"]].id}
+        ),
         shared_features=not features_change,
         world=job.world,
     )

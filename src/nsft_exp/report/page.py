@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nsft_exp.report import browser, wording
+from nsft_exp.report import browser, moved, wording
 from nsft_exp.report.figure import Drawn, Plot
 from nsft_exp.report.results import GROUPS, Arm, Results
 from nsft_exp.report.style import DARK, KNOWN, darkened, look
@@ -56,6 +56,8 @@ def to_html(results: Results, drawn: Sequence[Drawn], missing: Sequence[Plot]) -
         shelves=browser.shelves(results),
         courses=browser.courses(results),
         inputs=input_table(results),
+        moved=moved.moved_grid(results),
+        moved_note=moved.NOTE,
         intervals=INTERVALS,
         answer_seed=_answer_seed(results),
         spans=_spans(results),

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import table, totals, wording
+from nsft_exp.report import moved, table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
@@ -26,7 +26,7 @@ def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> 
     results = make_results(cells, study)
     drawn, missing = draw_all(results)
     files: dict[str, str | bytes] = {
-        "table.md": table.to_markdown(results) + totals.to_markdown(results),
+        "table.md": table.to_markdown(results) + totals.to_markdown(results) + moved.to_markdown(results),
         "table.csv": table.to_csv(results),
         **totals.to_files(results),
         "comparisons.csv": table.comparisons_to_csv(results),
@@ -52,7 +52,10 @@ def print_table(
 ) -> None:
     """Print the main table, the cells that failed and, from `folder`, what its last report compared."""
     console = console or Console()
-    console.print(table.to_terminal(make_results(cells, study, replicates=0)))
+    results = make_results(cells, study, replicates=0)
+    console.print(table.to_terminal(results))
+    for line in moved.to_lines(results):
+        console.print(line, soft_wrap=True, highlight=False)
     if folder is not None and (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         console.print(table.readings_to_terminal(summary))
