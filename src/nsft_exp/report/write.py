@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import moved, table, totals, wording
+from nsft_exp.report import inputs, moved, table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
@@ -26,7 +26,7 @@ def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> 
     results = make_results(cells, study)
     drawn, missing = draw_all(results)
     files: dict[str, str | bytes] = {
-        "table.md": table.to_markdown(results) + totals.to_markdown(results) + moved.to_markdown(results),
+        "table.md": "".join(part.to_markdown(results) for part in (table, totals, moved, inputs)),
         "table.csv": table.to_csv(results),
         **totals.to_files(results),
         "comparisons.csv": table.comparisons_to_csv(results),
