@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from conftest import DEBUG, POPE_ONLY, run_nsft
 from nsft_exp.critic.audit import Audit, audit, scenes_of
 from nsft_exp.critic.codebook import Codebook
 from nsft_exp.critic.contradiction import contradictions
@@ -258,3 +261,48 @@ def test_without_balance_a_dialogue_denies_more_than_it_affirms(turns: int) -> N
     assert max(len(c.dialogue) for c in made) == turns
     yes, no = (sum(c.details.get(answer, 0) for c in made) for answer in ("yes", "no"))
     assert no > 5 * yes
+
+
+# --- whole cells -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
+    """A directory for the cells, whose pairs are those of the source `pairs.json` below it."""
+    root = tmp_path_factory.mktemp("cells")
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(root / "a.png")
+    rows = [
+        {"image": "a.png", "prompt": f"Picture {n}?", "chosen": p.chosen, "rejected": p.rejected}
+        for n, (_, p) in enumerate(pairs_of("detailed")[:8])
+    ]
+    (root / "pairs.json").write_text(json.dumps(rows))
+    return root
+
+
+def run_cell(root: Path, data: Path, variant: str) -> Path:
+    """Run a cell on these pairs and return the folder of its corrections."""
+    source = ("pairing=given", "source=preference", f"source.file={root / 'pairs.json'}", "source.size=8")
+    quick = [w for w in (*DEBUG, *POPE_ONLY) if not w.startswith("source.files_from")]
+    assert run_nsft(root, data, *quick, "limit=1", *source, f"variant={variant}") == 0
+    return max((root / "runs" / "critique").glob("*"), key=lambda f: (f / "manifest.json").stat().st_mtime_ns)
+
+
+def dialogues(folder: Path) -> list[Any]:
+    lines = (folder / "records.jsonl").read_text("utf-8").splitlines()
+    return [row["dialogue"] for row in map(json.loads, lines)]
+
+
+def test_a_variant_is_a_control_of_the_same_samples_and_a_resumed_survey_gives_the_same(
+    cells: Path, toy_data: Path
+) -> None:
+    nsft = dialogues(run_cell(cells, toy_data, "none"))
+    for variant in ("shuffled", "shuffled_false", "matched_prior"):
+        folder = run_cell(cells, toy_data, variant)
+        assert list(map(len, dialogues(folder))) == list(map(len, nsft))
+        assert dialogues(folder) != nsft
+    records = folder / "records.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]) + b'{"half": ')
+    (folder / "manifest.json").unlink()
+    assert run_cell(cells, toy_data, "matched_prior") == folder
+    assert records.read_bytes() == whole

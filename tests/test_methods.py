@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from nsft_exp.method.base import Base
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.nsft import NSFT
 from nsft_exp.method.sft import SFT
+from nsft_exp.plan import make_plan
 from nsft_exp.records import Correction, Exchange, Item, Preference, Sample, UserError
 
 
@@ -155,6 +157,30 @@ def test_sample_matched_sft_takes_further_samples_for_nsfts_words() -> None:
     assert [e.id for e in examples] == [*"012", *(f"{n}#1" for n in "34567")]
     with pytest.raises(UserError, match=r"method\.spare=3: further samples are 21 words short"):
         SFT(match="samples", spare=3).examples(items, Random(0))
+
+
+def test_spare_samples_come_after_the_held_out_ones_which_every_method_shares() -> None:
+    from nsft_exp.stages import split_items
+
+    items = [item(str(n)) for n in range(9)]
+    nodes: dict[str, Any] = {"method": {"spare": 3}, "trainer": {"held_out": 2}}
+    trained, held_out = split_items(items, nodes)
+    assert [i.sample.id for i in trained] == [*"0123", *"678"]
+    assert [i.sample.id for i in held_out] == [*"45"]
+    assert split_items(items[:6], {**nodes, "method": {}})[1] == held_out
+
+
+@pytest.mark.parametrize(("size", "drawn"), [(4, 9), (None, None)])
+def test_the_source_draws_the_spare_samples_too(size: int | None, drawn: int | None) -> None:
+    config = {"source": {"size": size}, "trainer": {"held_out": 2}, "method": {"spare": 3}, "seed": 0}
+    config |= {key: {} for key in ("vlm", "recipe", "tuning", "pairing", "critic", "codebook", "benchmark")}
+    choices = dict.fromkeys(("source", "vlm", "method"), "x")
+    if drawn is None:
+        with pytest.raises(UserError, match=r"method\.spare: a whole source has no further samples"):
+            make_plan(config, choices, "sample")
+    else:
+        (step,) = make_plan(config, choices, "sample")
+        assert step.nodes["source"] == {"size": drawn}
 
 
 def test_matched_sft_without_corrections_is_refused() -> None:

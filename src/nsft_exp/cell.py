@@ -119,6 +119,8 @@ def preflight(plan: list[Step]) -> None:
             build(step.nodes[group])
         if step.kind == "respond":
             _check_engine(step)
+        if step.kind == "critique":
+            build(step.nodes["critic"])  # its settings, before anything is answered
         for group in ("source", "benchmark"):
             node = step.nodes.get(group)
             if not node or repr(node) in seen:
