@@ -17,7 +17,7 @@ LMMS_NEEDS := accelerate datasets evaluate "filelock<3.20" httpx jinja2 jsonline
   pytablewriter python-dotenv pyyaml sacrebleu sympy tenacity tiktoken tqdm "transformers>=5.18,<5.20"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more demo-served hypothesis report test test-all vllm-env lmms-env critic-server check format toy-base wheel clean
+.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all vllm-env lmms-env critic-server check format toy-base wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ demo-served: $(VENV)/core $(VLLM)/ready ## One nSFT cell with vLLM, a critic's s
 	  vlm.engine=vllm vlm.python=$(VLLM)/bin/python critic=llm critic.model=scripted 'critic.base_url={url}' \
 	  trainer=ddp trainer.devices=2 trainer.accelerator=cpu source.size=64 '~benchmark.chair_t1' '~benchmark.vqa' \
 	  benchmark.scenes=60 $(ARGS)
+
+methods-toy: $(VENV)/core ## Each method on the toy world: does it move what it optimises on held-out prompts?
+	@$(RUN) -m --config-name methods_toy $(ARGS)
 
 report: $(VENV)/core ## Rebuild table, figures and page of a finished study: make report STUDY=demo
 	@$(RUN) report --config-name $(STUDY) $(ARGS)

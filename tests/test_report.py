@@ -361,3 +361,12 @@ def test_rows_that_a_swept_value_tells_apart_carry_it_in_their_label() -> None:
     recipes = [outcome("nsft", 0.1, 0), outcome("nsft", 0.2, 0, "equal")]
     assert _labels(recipes) == ["nsft recipe=toy", "nsft recipe=equal"]
     assert _labels([outcome("nsft", 0.1, 0), outcome("nsft", 0.1, 1)]) == ["nsft", "nsft"]
+
+
+def test_object_recall_and_length_stand_beside_the_scores_of_captions_untested(study: Study) -> None:
+    scores = ["pope/adversarial_auc", "chair/chair_s"]
+    results = make_results(study[0], {**study[1], "columns": scores}, replicates=50)
+    assert [c.key for c in results.headline] == scores
+    assert [c.key for c in results.shown] == [*scores, "chair/recall", "chair/length"]
+    tested = {c.column.key for t in results.tables for c in t.comparisons if c.adjusted is not None}
+    assert tested == set(scores)

@@ -88,7 +88,9 @@ class Critic(Protocol):
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in any order (a critic may be concurrent).
 
-        Reads the question, the two answers and the codebook; never an annotation of the image.
+        Reads the question, the two answers and the codebook; never an annotation of the image. A critic
+        whose corrections depend on other pairs too also has `survey(pairs) -> None`, which is called before
+        with all pairs of the cell.
         """
 
 

@@ -8,6 +8,7 @@ depend on the cut. Lightning's global step is the optimizer step.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,8 @@ class TokenTraining(L.LightningModule):
     """Trains the trainable weights of `loaded.model` by a method's loss.
 
     `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
-    validation micro-batches; `look(step)` is called where sample answers are due, `evaluate(step)` every
+    validation micro-batches; `look(step)` is called where sample answers are due, `record_held_out(row)`
+    takes what each held-out example came to, before the first step too, and `evaluate(step)` is called every
     `evaluate_every` steps and after the last (0: never). `shared_features` says that
     the reference makes the same image features as the policy. In a `world` of several processes each runs its
     own share of a global batch, and sums and gradients are those of all.
@@ -57,6 +59,7 @@ class TokenTraining(L.LightningModule):
         validate_every: int = 0,
         validate: Callable[[], Iterable[Batch]] = tuple,
         look: Callable[[int], None] = lambda step: None,
+        record_held_out: Callable[[dict[str, Any]], None] = lambda row: None,
         evaluate_every: int = 0,
         evaluate: Callable[[int], None] = lambda step: None,
         shared_features: bool = False,
@@ -75,6 +78,7 @@ class TokenTraining(L.LightningModule):
         self.record, self.record_time = record, record_time
         self.log_every, self.validate_every = log_every, validate_every
         self.validation, self.look = validate, look
+        self.record_held_out = record_held_out
         self.evaluate_every, self.evaluate = evaluate_every, evaluate
         self.shared_features = shared_features
         self.world = world
@@ -99,6 +103,8 @@ class TokenTraining(L.LightningModule):
     def on_train_start(self) -> None:
         """Dropout on (Lightning leaves a model in the mode that it finds)."""
         self.model.train()
+        if self.validate_every and self.global_step == 0:
+            self._validate(0)
 
     def training_step(self, batches: list[Batch], index: int) -> None:
         """One optimizer step on one global batch."""
@@ -184,16 +190,32 @@ class TokenTraining(L.LightningModule):
     # --- validation --------------------------------------------------------------------------------
 
     def _validate(self, step: int) -> None:
-        """Record the loss terms and diagnostics over the whole validation set, then sample answers."""
+        """Record the loss terms and diagnostics over the whole validation set, then sample answers.
+
+        Before the first step only what each example comes to is recorded.
+        """
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad(), evaluating(self.model):
             for batch in self.validation():
                 policy, reference = self._scores(batch.to(self.device))
                 add(totals, self.method.loss(policy, reference), policy, reference)
+                self._record_examples(step, batch, policy)
+            if not step:
+                return
             found = means(self.world.summed(totals))
             if len(found) > 1:
                 self.record({"step": step} | {f"validation/{name}": value for name, value in found.items()})
             self.look(step)
+
+    def _record_examples(self, step: int, batch: Batch, policy: TokenScores) -> None:
+        """Record what each of the micro-batch's examples came to. (Of several processes none does.)"""
+        if self.world.size > 1:
+            return
+        reduction = getattr(self.method, "reduction", "sum")
+        values = {name: value_E.tolist() for name, value_E in losses.optimised(policy, reduction)}
+        for place, number in enumerate(batch.numbers):
+            row = {name: value[place] for name, value in values.items() if math.isfinite(value[place])}
+            self.record_held_out({"step": step, "example": int(number), **row})
 
 
 def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:

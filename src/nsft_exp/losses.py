@@ -227,6 +227,23 @@ def _weight(scores: TokenScores, roles: tuple[str, ...]) -> Tensor:
 # --- what is watched -------------------------------------------------------------------------------
 
 
+def optimised(policy: TokenScores, reduction: str = "sum") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, value_E) of what a method moves, NaN for an example that has no such answer.
+
+    `margin`: log p of the chosen minus that of the rejected answer (its change over a training is the DPO
+    margin against the model before); `correction` and, where nothing is rejected or corrected, `chosen`: log
+    p of these answers. `reduction` is over an answer's tokens.
+    """
+    sums = {role: answer_logps(policy, role, reduction=reduction) for role in ROLES[1:]}
+    has = {role: by_example(_weight(policy, (role,)).sum(1), policy) > 0 for role in ROLES[1:]}
+    pair_E = has["chosen"] & has["rejected"]
+    alone_E = has["chosen"] & ~pair_E & ~has["correction"]
+    nan_E = torch.full_like(sums["chosen"], math.nan)
+    yield "margin", torch.where(pair_E, sums["chosen"] - sums["rejected"], nan_E)
+    yield "correction", torch.where(has["correction"], sums["correction"], nan_E)
+    yield "chosen", torch.where(alone_E, sums["chosen"], nan_E)
+
+
 def diagnostics(policy: TokenScores, reference: TokenScores | None) -> Iterator[tuple[str, Term]]:
     """Yield (name, (sum, weight)) of what is logged of every method besides its loss terms.
 

@@ -126,9 +126,13 @@ def row_label(choices: dict[str, str]) -> str:
 
 
 def _with_held_out(config: dict[str, Any]) -> dict[str, Any]:
-    """The source node, larger by the samples that are held out of training for the validation loss."""
-    source, held_out = config["source"], config["trainer"].get("held_out") or 0
-    return source if source.get("size") is None else {**source, "size": source["size"] + held_out}
+    """The source node, larger by the samples that are held out of training and by a method's spare ones."""
+    source, spare = config["source"], config["method"].get("spare") or 0
+    if source.get("size") is None:
+        if spare:
+            raise UserError("method.spare: a whole source has no further samples; give source.size")
+        return source
+    return {**source, "size": source["size"] + (config["trainer"].get("held_out") or 0) + spare}
 
 
 def benchmark_members(node: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
+
 from nsft_exp.cell_run import CellRun, build, to_order
 from nsft_exp.child import run_child
 from nsft_exp.items import (
@@ -87,14 +89,21 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
     samples = run.samples(step)
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
-    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
+    pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
+    surveys = hasattr(get_object(step.nodes["critic"]["_target_"]), "survey")
+    made_from = _answered_by(step, run)
+    if surveys:  # each correction depends on all pairs
+        made_from = {**(made_from or {}), "pairs": digest(list(inputs.values()))}
+    folder = _open(step, run, made_from, without=("source.size", "source.seed"))
     with folder.lock():
         done = done_ids(folder, inputs)
-        todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
+        todo = [(s, preference) for s, preference in pairs if s.id not in done]
         if todo or folder.manifest() is None:
             run.begin()
             critic = build(step.nodes["critic"])
+            if surveys:
+                critic.survey(pairs)
             append_records(folder, critic.corrections(todo), inputs, len(todo), partial(_used, critic))
     return folder
 
@@ -201,15 +210,25 @@ def _streaming(run: CellRun) -> AbstractContextManager[Any]:
 
 
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
-    """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
+    """The cell's items in source order, and the held-out ones (for the validation loss)."""
     samples = run.samples(step)
     items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
-    cut = len(items) - held_out_size(step.nodes)
-    return items[:cut], items[cut:]
+    return split_items(items, step.nodes)
+
+
+def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
+    """Return the items that are trained on, and the held-out ones.
+
+    A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
+    every method so.
+    """
+    end = len(items) - (nodes["method"].get("spare") or 0)
+    cut = end - held_out_size(nodes)
+    return items[:cut] + items[end:], items[cut:end]
 
 
 def held_out_size(nodes: dict[str, Any]) -> int:
-    """How many samples at the end of the source are kept from training, for the validation loss."""
+    """How many samples after those of `source.size` are kept from training, for the validation loss."""
     return int(nodes["trainer"].get("held_out", 0) or 0)
 
 

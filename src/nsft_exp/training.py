@@ -63,7 +63,8 @@ def fit(
 
     `folder` receives `adapter/` (LoRA, in PEFT's format, with the projector if it was trained) or `model/` (a
     whole model under the hub's names), `metrics.jsonl` (a row a logged step, no times), `times.jsonl`,
-    `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
+    `samples.jsonl`, `held_out.jsonl` (a row an example and validation: what the method moves, see
+    losses.optimised) and, while it runs, `checkpoint/`. `references` keeps cached log-probabilities.
     `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
     pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
     metrics and, its names under `time/`, of the times, once it is written. The `watched` benchmarks are
@@ -133,6 +134,9 @@ def _module(
         look=partial(look, job, files.samples) if job.world.first else lambda step: None,
         evaluate_every=job.trainer.evaluate_every if watched else 0,
         evaluate=partial(watch, job, watched, record, files.samples),
+        record_held_out=lambda row: files.held_out.append(
+            {**row, "example": job.examples[row["example"]].id}
+        ),
         shared_features=not features_change,
         world=job.world,
     )

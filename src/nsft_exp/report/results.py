@@ -26,6 +26,9 @@ GROUPS = {
 }
 """Kinds of test in the order of their columns: yes/no tests and free generation are never mixed."""
 
+BESIDE = ("recall", "length")
+"""Metrics of a caption benchmark that stand beside its scores: few errors may mean few words."""
+
 Verdict = Literal["better", "worse", "maybe better", "maybe worse", "open", "untested"]
 
 
@@ -225,8 +228,14 @@ class Results:
 
     @property
     def headline(self) -> list[Column]:
-        """The columns of the main table."""
+        """The columns that are compared."""
         return [c for c in self.columns if c.headline]
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of the main table: those that are compared, and what stands beside them."""
+        compared = {c.benchmark for c in self.headline if c.group == "generation"}
+        return [c for c in self.columns if c.headline or (c.benchmark in compared and c.metric in BESIDE)]
 
     @property
     def failed(self) -> list[Cell]:

@@ -26,6 +26,12 @@ INTERVALS = (
 )
 
 
+MAIN_NOTE = (
+    "Mean ± standard deviation over seeds. "
+    "Pairs: samples whose chosen and rejected answers differ, of all samples."
+)
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table as text: a first column of names, then columns that belong to groups."""
@@ -38,18 +44,19 @@ class Grid:
 
 
 def main_grid(results: Results) -> Grid:
-    """Return the main table: an arm a row, `mean ± sd` of every headline metric, and what went in."""
-    columns = results.headline
+    """Return the main table: an arm a row, `mean ± sd` of every metric that is shown, and what went in."""
+    columns = results.shown
     groups = [(name, sum(c.group == key for c in columns)) for key, name in GROUPS.items()]
-    header = ["trained on", "seeds", *(wording.title(c) for c in columns)]
+    header = ["pairs", "trained on", "seeds", *(wording.title(c) for c in columns)]
     rows = []
     for arm in results.arms:
         n = arm.number("examples") or arm.number("samples")
         seeds = [wording.DASH if arm.is_base else str(len(arm.cells))]
-        row = [wording.arm_name(arm, results.arms), wording.quantity(n.value if n else None), *seeds]
+        went_in = [wording.pair_yield(arm), wording.quantity(n.value if n else None), *seeds]
+        row = [wording.arm_name(arm, results.arms), *went_in]
         rows.append(row + [wording.mean_sd(arm.mean(c.key), c.scale) for c in columns])
-    rows.append(["items", "", "", *(wording.num_items(results, c) for c in columns)])
-    return Grid("method", [("", 2), *((t, n) for t, n in groups if n)], header, rows)
+    rows.append(["items", "", "", "", *(wording.num_items(results, c) for c in columns)])
+    return Grid("method", [("", 3), *((t, n) for t, n in groups if n)], header, rows)
 
 
 def comparison_grid(
@@ -84,7 +91,7 @@ def to_markdown(results: Results) -> str:
     """Return the whole report in words: settings, tables, what failed, what to know."""
     study = results.study
     parts = [f"# {study.get('title') or study.get('name', 'Study')}", wording.seeds_moved(results)]
-    parts += [markdown(main_grid(results)), "Mean ± standard deviation over seeds."]
+    parts += [markdown(main_grid(results)), MAIN_NOTE]
     for table in results.tables:
         parts += [f"## Against {table.against}", f"{table.num_tests} tests in this table. {LEGEND}"]
         parts += [markdown(comparison_grid(results, table))]
@@ -243,12 +250,17 @@ def terminal(results: Results, heading: str) -> Table:
     for arm in results.arms:
         out.add_column(wording.arm_name(arm, results.arms), justify="right", overflow="fold")
     for key, name in GROUPS.items():
-        columns = [c for c in results.headline if c.group == key]
+        columns = [c for c in results.shown if c.group == key]
         if columns:
             out.add_row(Text(name, style="bold"))
         for c in columns:
             means = [wording.mean_sd(arm.mean(c.key), c.scale).replace(" ", "") for arm in results.arms]
             out.add_row(f"  {wording.title(c)}", *means, end_section=c is columns[-1])
     trained = [arm.number("examples") or arm.number("samples") for arm in results.arms]
+    out.add_row("pairs", *map(wording.pair_yield, results.arms), style="dim")
     out.add_row("trained on", *(wording.quantity(n.value if n else None) for n in trained), style="dim")
+    for name in ("steps", "supervised_tokens"):
+        amounts = [arm.number(name) for arm in results.arms]
+        words = (wording.quantity(n.value if n else None) for n in amounts)
+        out.add_row(name.replace("_", " "), *words, style="dim")
     return out

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import class_table, dialogue_words, form, table, totals, wording
+from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
 from nsft_exp.report.page import to_html
 
-SECTIONS = (table, class_table, form, dialogue_words, totals)
+SECTIONS = (table, class_table, form, dialogue_words, totals, moved, inputs)
 """Of table.md, each with `to_markdown(results)`."""
 
 
@@ -57,7 +57,10 @@ def print_table(
 ) -> None:
     """Print the main table, the cells that failed and, from `folder`, what its last report compared."""
     console = console or Console()
-    console.print(table.to_terminal(make_results(cells, study, replicates=0)))
+    results = make_results(cells, study, replicates=0)
+    console.print(table.to_terminal(results))
+    for line in moved.to_lines(results):
+        console.print(line, soft_wrap=True, highlight=False)
     if folder is not None and (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         console.print(table.readings_to_terminal(summary))
