@@ -113,9 +113,9 @@ def _check_engine(step: Step) -> None:
 
 def _check_training(step: Step) -> None:
     """Refuse options of training that do not exist or that the method cannot be trained with."""
-    method, _, tuning, trainer = (build(step.nodes[g]) for g in ("method", "recipe", "tuning", "trainer"))
+    method, *options = (build(step.nodes[group]) for group in ("method", "recipe", "tuning", "trainer"))
     if hasattr(method, "fits"):
-        method.fits(tuning, trainer)
+        method.fits(*options)
 
 
 def preflight(plan: list[Step]) -> None:

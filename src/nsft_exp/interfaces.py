@@ -100,15 +100,16 @@ class Needs:
     values: bool = False
     """A scalar head's values in place of log-probabilities: a reward model."""
     rollouts: bool = False
-    """The policy's own answers, scored by a reward model: no loss of given tokens, but PPO (`nsft_exp.ppo`)."""
+    """The policy's own answers, scored by a reward model: PPO, which is trained by `nsft_exp.ppo`."""
 
 
 class Method(Protocol):
     """Which examples are trained on, and their loss. Nothing else.
 
-    A method that can tell whether its training came to something also has `check(metrics rows) -> None`, which
-    raises UserError where it did not: it is called at the end of every train stage, a finished one included.
-    One that not every way of training suits has `fits(tuning, trainer) -> None`, which raises UserError.
+    A method that can tell whether its training came to something also has `check(rows of metrics) -> None`,
+    which raises UserError where it did not: it is called at the end of every train stage, a finished one
+    included. One that not every way of training suits has `fits(recipe, tuning, trainer) -> None`, which
+    raises UserError.
     """
 
     consumes: ClassVar[Literal["nothing", "sample", "preference", "correction"]]

@@ -190,7 +190,7 @@ def answer_logps(scores: TokenScores, *roles: str, reduction: str = "sum") -> Te
 
 
 def last_values(scores: TokenScores, role: str) -> Tensor:
-    """Return value_E: a scalar head's value at the last token of this role (one sequence an example has it)."""
+    """Return value_E: a scalar head's value at the last token of this role, which one sequence each has."""
     if scores.value is None:
         raise ValueError("these scores hold no values: the method's needs.values must be True")
     where_BT = scores.role == ROLES.index(role)

@@ -21,8 +21,9 @@ class Step:
     """One stage to run.
 
     `label` is the readable part of its folder's name. `nodes` are the resolved config nodes that it reads.
-    `inputs` names the earlier steps whose records (of a reward model: whose weights) it consumes; `init` names, in order, the train steps whose
-    result its model starts from (of a critique: with whose result the model gave the answers).
+    `inputs` names the earlier steps whose records it consumes, or whose reward model; `init` names, in order,
+    the train steps whose result its model starts from (of a critique: with whose result the model gave the
+    answers).
     """
 
     kind: Kind

@@ -129,7 +129,8 @@ def train(step: Step, run: CellRun) -> StageFolder:
 
 def _judged_by(step: Step, run: CellRun) -> dict[str, str]:
     """The key of the reward model that the training reads, for its own key."""
-    return {"reward": run.keys[name] for name in step.inputs if name.startswith("train")}
+    names = [name for name in step.inputs if name.startswith("train")]
+    return {"reward": run.keys[names[0]]} if names else {}
 
 
 def _check_trained(method: Any, folder: StageFolder) -> None:

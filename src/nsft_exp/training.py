@@ -62,12 +62,13 @@ def fit(
     """Train and return a summary: steps, tokens, trainable parameters, models held, peak memory.
 
     `folder` receives `adapter/` (LoRA, in PEFT's format, with the projector if it was trained) or `model/` (a
-    whole model under the hub's names), a reward model's `value_head.safetensors`, `metrics.jsonl` (a row a
-    logged step, no times), `times.jsonl`, `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps
-    cached reference log-probabilities. `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
-    pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
-    metrics and, its names under `time/`, of the times, once it is written. In a `world` of several processes
-    the first one writes the files and returns the summary; the others return nothing.
+    whole model under the hub's names), `value_head.safetensors` (of a reward model), `metrics.jsonl` (a row a
+    logged step, no times), `times.jsonl`, `samples.jsonl` and, while it runs, `checkpoint/`. `references`
+    keeps cached reference log-probabilities. `parents` are the folders of earlier trainings that the model
+    starts from, in order. `open_image` makes pictures of the examples' images; by default they are paths of
+    files. `listen` is told every row of the metrics and, its names under `time/`, of the times, once it is
+    written. In a `world` of several processes the first one writes the files and returns the summary; the
+    others return nothing.
 
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.

@@ -1,4 +1,4 @@
-"""A scalar at every token: the head of a reward or value model, on the language model's last hidden states."""
+"""A scalar at every token: the head of a reward or value model on the last hidden states."""
 
 from __future__ import annotations
 

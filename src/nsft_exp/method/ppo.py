@@ -33,16 +33,17 @@ class PPO:
     """Answers the samples' questions, has the reward model score the answers, and learns from that.
 
     An iteration answers `steps_per_rollout` global batches of prompts (`max_new_tokens`, `temperature`,
-    `top_p`), then takes `inner_epochs` passes over these answers, an optimizer step a global batch. `clip` and
-    `value_clip` bound what a pass changes; the loss is the policy's plus `value_coef` times the value's.
+    `top_p`), then takes `inner_epochs` passes over these answers, an optimizer step a global batch. `clip`
+    and `value_clip` bound what a pass changes; the loss is the policy's plus `value_coef` times the value's.
 
     An answer's reward is `reward_scale` times its score, less `no_end_penalty` where it has no end within
-    `max_new_tokens`, less `length_penalty` times its share of `max_new_tokens`; each token's is less `kl_coef`
-    times its log-ratio to the reference, where `clamp_kl` takes a negative one for 0. `gamma` and `lam` are
-    generalized advantage estimation's; `whiten` gives the advantages of an iteration mean 0 and variance 1.
+    `max_new_tokens`, less `length_penalty` times its share of `max_new_tokens`; each token's is less
+    `kl_coef` times its log-ratio to the reference, where `clamp_kl` takes a negative one for 0. `gamma` and
+    `lam` are generalized advantage estimation's; `whiten` gives the advantages of an iteration mean 0 and
+    variance 1.
 
-    A run whose mean divergence from the reference (nats an answer) is above `max_kl` or no number has exploded:
-    `when_kl_explodes` is `stop` or `report`.
+    A run whose mean divergence from the reference (nats an answer) is above `max_kl`, or no number, has
+    exploded: `when_kl_explodes` is `stop` or `report`.
 
     `copies=1` holds one frozen base with an adapter each for policy, value and reward, and the reference as
     none of them; `copies=4` holds four models.
@@ -110,8 +111,10 @@ class PPO:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"method.{name}={getattr(self, name)}: take a share from 0 to 1")
 
-    def fits(self, tuning: Any, trainer: Any) -> None:
+    def fits(self, recipe: Any, tuning: Any, trainer: Any) -> None:
         """Refuse ways of training that PPO has not."""
+        if recipe.lora_dropout:
+            raise UserError("method=llava_rlhf compares a policy with itself; take recipe.lora_dropout=0")
         if tuning.kind != "lora" or tuning.train_projector:
             raise UserError(
                 "method=llava_rlhf trains adapters; take tuning=lora, tuning.train_projector=false"

@@ -28,14 +28,14 @@ ENOUGH = 32
 class Reward:
     """Learns a score r of an answer, read at the last token, from pairs that differ.
 
-    The loss of a pair is -log sigmoid(r_c - r_r) + `center` |r_c + r_r|, averaged over the pairs of the global
-    batch. `criteria` is a question about the answer that follows it, and the score is read after it; null: at
-    the answer's own end. `facts` (factual augmentation) puts what is known of the image before the question,
-    where the policy never sees it: `answer`, the ground truth, or the name of a field of the sample's `meta`.
+    The loss of a pair is -log sigmoid(r_c - r_r) + `center` |r_c + r_r|, averaged over the pairs of the
+    global batch. `criteria` is a question about the answer that follows it, and the score is read after it;
+    null: at the answer's own end. `facts` (factual augmentation) puts what is known of the image before the
+    question, where the policy never sees it: `answer`, the ground truth, or a field of the sample's `meta`.
 
-    A model has collapsed where fewer than `min_accuracy` of the pairs are ranked right, or the mean distance of
-    their two scores is below `min_spread`: judged on the last validation, or else on the last quarter of the
-    steps. `when_collapsed` is then `stop` or `report`.
+    A model has collapsed where fewer than `min_accuracy` of the pairs are ranked right, or the mean distance
+    of their two scores is below `min_spread`: judged on the last validation, or else on the last quarter of
+    the steps. `when_collapsed` is then `stop` or `report`.
     """
 
     consumes: ClassVar[Literal["preference"]] = "preference"

@@ -1,1 +1,1 @@
-"""PPO on a vision-language model: answers, their rewards and advantages, and the module that learns from them."""
+"""PPO on a vision-language model: answers, their rewards and advantages, and what learns from them."""

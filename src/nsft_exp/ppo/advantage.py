@@ -1,7 +1,7 @@
 """PPO's mathematics: tensors in, tensors out. Shapes are in the names.
 
-N answers of at most R tokens, padded on the right: `mask_NR` says which tokens are there. A value at a token is
-the prediction made before it, of the text up to the token before.
+N answers of at most R tokens, padded on the right: `mask_NR` says which tokens are there. A value at a token
+is the prediction made before it, of the text up to the token before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def answer_rewards(
 def token_rewards(
     reward_N: Tensor, log_ratio_NR: Tensor, mask_NR: Tensor, kl_coef: float, clamp: bool
 ) -> Tensor:
-    """Return reward_NR: -kl_coef times the log-ratio to the reference, and the answer's reward at its last token.
+    """Return reward_NR: -kl_coef times the log-ratio to the reference, plus the answer's at its last token.
 
     `clamp`: a negative log-ratio counts as 0.
     """
@@ -45,7 +45,7 @@ def _is_last(mask_NR: Tensor) -> Tensor:
 def gae(
     reward_NR: Tensor, value_NR: Tensor, mask_NR: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Return advantage_NR and return_NR by generalized advantage estimation (Schulman et al. 2016, equation 16).
+    """Return advantage_NR and return_NR: generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
     An answer's last token ends its episode, whether or not it is the end token.
     """
@@ -82,7 +82,10 @@ def policy_losses(
 def value_losses(
     value_M: Tensor, old_value_M: Tensor, return_M: Tensor, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Return loss_M = max((v - R)^2, (old + clip(v - old, -clip, clip) - R)^2) / 2 and which tokens were clipped."""
+    """Return loss_M = max((v - R)^2, (old + clip(v - old) - R)^2) / 2 and which tokens were clipped.
+
+    clip(x) = min(max(x, -`clip`), `clip`): a value that has moved further towards its return has no gradient.
+    """
     near_M = old_value_M + (value_M - old_value_M).clamp(-clip, clip)
     free_M, bound_M = (value_M - return_M) ** 2, (near_M - return_M) ** 2
     return torch.maximum(free_M, bound_M) / 2, bound_M > free_M

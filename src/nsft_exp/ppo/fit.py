@@ -51,7 +51,7 @@ def fit_ppo(
     not there, a policy that leaves its reference, or memory that does not suffice.
     """
     quiet()
-    method.fits(tuning, trainer)
+    method.fits(recipe, tuning, trainer)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     folder.mkdir(parents=True, exist_ok=True)

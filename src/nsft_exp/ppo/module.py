@@ -126,8 +126,8 @@ class PPOTraining(L.LightningModule):
         if self.options.when_kl_explodes == "stop":
             raise UserError(
                 f"PPO: at step {step} the policy is {kl:.3g} nats an answer from its reference, above "
-                f"method.max_kl={self.options.max_kl}; lower recipe.learning_rate or raise method.kl_coef (or "
-                "method.max_kl: the run goes on at its last checkpoint)"
+                f"method.max_kl={self.options.max_kl}; lower recipe.learning_rate or raise method.kl_coef "
+                "(with a higher method.max_kl the run goes on at its last checkpoint)"
             )
 
     # --- learning ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,7 +80,7 @@ def _encode(example: Example, loaded: LoadedHF) -> Prompt:
 
 
 class Iterations:
-    """A stateful loader: the numbers of each iteration's prompts, `epochs` passes over all in a seed's order."""
+    """A stateful loader: the numbers of each iteration's prompts, `epochs` passes over all of them."""
 
     def __init__(self, num_prompts: int, size: int, epochs: int, seed: int) -> None:
         self.parts = global_batches(num_prompts, size, epochs, seed)
@@ -145,7 +145,7 @@ def spoken(prompt: Prompt, answer: Answer) -> EncodedExample:
 
 
 def judged(prompt: Prompt, answer: Answer) -> EncodedExample:
-    """The sequence that the reward model reads: its last token is supervised. An answer without end gets one."""
+    """The sequence that the reward model reads, its last token supervised. An answer without end gets one."""
     said = answer.ids[:-1] if answer.ended else answer.ids
     ids = (*prompt.before, *said, *prompt.after)
     return _sequence(prompt, ids, [PROMPT] * (len(ids) - 1) + [ANSWER])
