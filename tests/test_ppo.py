@@ -15,6 +15,7 @@ import torch
 
 from conftest import DEBUG, POPE_ONLY
 from nsft_exp.batching import collate
+from nsft_exp.losses import TokenScores
 from nsft_exp.method.ppo import PPO
 from nsft_exp.method.reward import Reward
 from nsft_exp.plan import make_plan
@@ -29,6 +30,11 @@ from nsft_exp.value_head import read_head
 from nsft_exp.vlm.scratch import ScratchLlava
 from test_rounds import CHOICES, config
 from tiny_training import adapter, make_items, rows, train
+
+
+class Stop(BaseException):
+    """Ends a training at once."""
+
 
 REWARD = Reward(criteria="Is this answer good?")
 RECIPE = Recipe("t", 5e-3, 4, epochs=2, lora_rank=4, lora_alpha=8)
@@ -89,6 +95,29 @@ def test_a_reward_does_not_depend_on_the_cut_into_micro_batches(items: list[Item
         train(REWARD, items, tmp_path / str(micro_batch), batch_size=8, micro_batch=micro_batch)
     for one, other in zip(rows(tmp_path / "1"), rows(tmp_path / "8"), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+class StoppedReward(Reward):
+    """Ends before its fourth loss with gradients."""
+
+    calls = 0
+
+    def loss(self, policy: TokenScores, reference: TokenScores | None) -> dict[str, tuple[Any, Any]]:
+        self.calls += policy.value is not None and policy.value.requires_grad
+        if self.calls == 4:
+            raise Stop
+        return super().loss(policy, reference)
+
+
+def test_a_reward_model_that_was_stopped_goes_on_with_its_head(items: list[Item], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"checkpoint_every": 1, "epochs": 3}
+    train(Reward(), items, tmp_path / "whole", **options)
+    with pytest.raises(Stop):
+        train(StoppedReward(), items, tmp_path / "run", **options)
+    assert (tmp_path / "run" / "checkpoint" / "last.ckpt").exists()
+    train(Reward(), items, tmp_path / "run", **options)
+    for name in ("metrics.jsonl", "value_head.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("criteria", [None, "Is this answer good?"])
@@ -261,10 +290,6 @@ def test_ppo_raises_the_reward_of_one_prompt(items: list[Item], tmp_path: Path) 
     assert sum(scores[-4:]) / 4 > sum(scores[:4]) / 4 + 0.3
 
 
-class Stop(BaseException):
-    """Ends a training at once."""
-
-
 def test_a_run_stopped_in_the_middle_ends_as_if_it_had_not_been_stopped(
     items: list[Item], reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +442,9 @@ WORDS = ("method=llava_rlhf", *DEBUG, *POPE_ONLY, "method.max_new_tokens=8")
 Run = Callable[..., int]
 
 
-def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(nsft: Run, tmp_path: Path) -> None:
+def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(
+    nsft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("-m", *WORDS, "pairing.max_new_tokens=8", "trainer.held_out=2")
     assert nsft(*words) == 0
     (cell,) = json.loads((tmp_path / "runs" / "studies" / "sweep" / "cells.json").read_text("utf-8"))
@@ -431,6 +458,9 @@ def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(nsft: Run
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("manifest.json")}
     assert nsft(*words, "method.max_kl=7", "reward.method.min_accuracy=0.6") == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("manifest.json")} == made
+    monkeypatch.setattr("nsft_exp.method.reward.ENOUGH", 1)
+    assert nsft(*words[1:], "reward.method.min_spread=1e9") == 2
+    assert "the reward model has collapsed: of" in capsys.readouterr().err
     ids = torch.arange(5, 15)[None]
     base, trained = (ScratchLlava(device="cpu").load(a) for a in ((), (folders["train"],)))
     assert not torch.allclose(base.hidden(ids), trained.hidden(ids), atol=1e-5)
@@ -440,6 +470,8 @@ def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(nsft: Run
     ("build", "message"),
     [
         (lambda: PPO(reward=REWARD, copies=2), r"method\.copies=2: take 1"),
+        (lambda: PPO(reward=REWARD, rollouts="vllm"), r"take method\.rollouts=hf"),
+        (lambda: PPO(reward=REWARD, rollouts="server"), r"method\.rollouts=server"),
         (lambda: PPO(reward=REWARD, clip=0), r"method\.clip=0: must be positive"),
         (lambda: PPO(reward=REWARD, lam=2), r"method\.lam=2: take a share"),
         (lambda: PPO(reward=REWARD, kl_coef=-1), r"method\.kl_coef=-1: must not be negative"),

@@ -45,6 +45,8 @@ class PPO:
     A run whose mean divergence from the reference (nats an answer) is above `max_kl`, or no number, has
     exploded: `when_kl_explodes` is `stop` or `report`.
 
+    The model in this process makes the `rollouts` (`hf`), whatever answers elsewhere (`vlm.engine`).
+
     `copies=1` holds one frozen base with an adapter each for policy, value and reward, and the reference as
     none of them; `copies=4` holds four models.
     """
@@ -73,6 +75,7 @@ class PPO:
         value_coef: float = 0.1,
         max_kl: float = 100.0,
         when_kl_explodes: str = "stop",
+        rollouts: str = "hf",
         copies: int = 1,
     ) -> None:
         self.reward = reward
@@ -95,10 +98,16 @@ class PPO:
         self.max_kl = max_kl
         self.when_kl_explodes = when_kl_explodes
         self.copies = copies
-        self._check()
+        self._check(rollouts)
 
-    def _check(self) -> None:
+    def _check(self, rollouts: str) -> None:
         check_choice("method.when_kl_explodes", self.when_kl_explodes, ("stop", "report"))
+        if rollouts == "vllm":
+            raise UserError(
+                "method.rollouts=vllm: the policy changes with every step, and vLLM would be started anew for "
+                "each; take method.rollouts=hf (vlm.engine=vllm still answers for pairs and benchmarks)"
+            )
+        check_choice("method.rollouts", rollouts, ("hf",))
         if self.copies not in (1, 4):
             raise UserError(f"method.copies={self.copies}: take 1 (adapters on one base) or 4 (models)")
         for name in POSITIVE:
