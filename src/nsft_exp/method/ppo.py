@@ -104,7 +104,7 @@ class PPO:
         check_choice("method.when_kl_explodes", self.when_kl_explodes, ("stop", "report"))
         if rollouts == "vllm":
             raise UserError(
-                "method.rollouts=vllm: the policy changes with every step, and vLLM would be started anew for "
+                "method.rollouts=vllm: the policy changes with every step, and vLLM would start anew for "
                 "each; take method.rollouts=hf (vlm.engine=vllm still answers for pairs and benchmarks)"
             )
         check_choice("method.rollouts", rollouts, ("hf",))
