@@ -54,8 +54,9 @@ def reward(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(items: list[Item], judge: Path, folder: Path, held_out: int = 0, **changes: Any) -> dict[str, Any]:
-    """PPO on the random model; `changes` are the method's options, a whole `recipe` or the `micro_batch`."""
+    """PPO on the random model; `changes` are the method's options, a whole `recipe` or the machine's."""
     recipe, micro_batch = changes.pop("recipe", RECIPE), changes.pop("micro_batch", 4)
+    tuning = Tuning(activation_checkpointing=changes.pop("activation_checkpointing", False))
     method = PPO(**{"reward": REWARD, "max_new_tokens": 6, "steps_per_rollout": 1} | changes)
     cut = len(items) - held_out
     return fit_ppo(
@@ -66,7 +67,7 @@ def fit(items: list[Item], judge: Path, folder: Path, held_out: int = 0, **chang
         folder=folder,
         reward=judge,
         recipe=recipe,
-        tuning=Tuning(),
+        tuning=tuning,
         trainer=TrainerOptions("cpu", micro_batch=micro_batch, threads=1, sample_answers=1),
         seed=0,
         progress=False,
@@ -204,6 +205,15 @@ def test_one_base_and_four_models_give_the_same_run(items: list[Item], reward: P
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
     x, y = adapter(tmp_path / "1"), adapter(tmp_path / "4")
     assert all(torch.allclose(x[name], y[name], atol=1e-4) for name in x | y)
+
+
+def test_activations_that_are_made_again_are_those_of_the_same_adapter(
+    items: list[Item], reward: Path, tmp_path: Path
+) -> None:
+    for name, again in (("kept", False), ("again", True)):
+        fit(items, reward, tmp_path / name, activation_checkpointing=again)
+    for one, other in zip(rows(tmp_path / "kept"), rows(tmp_path / "again"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("copies", [1, 4])

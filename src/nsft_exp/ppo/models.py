@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -115,61 +114,55 @@ def load_models(
     device: torch.device,
     seed: int,
 ) -> Models:
-    """Load the base with the parts' adapters on it, or a model for each part.
+    """Load the base with the parts' adapters on it (`copies=1`), or a model for each part (4).
 
     The policy's adapter is new; value and reward start as the reward model of the folder `reward`, of which
     the value's is trained. Raises UserError where that folder has none.
     """
     if not (reward / "adapter").is_dir():
         raise UserError(f"{reward}: holds no adapter of a reward model; train it first")
+    loaded = [load_model(vlm, parents, device, tuning) for _ in range(copies)]
+    peft = with_lora(loaded[0], recipe, tuning, seed)
+    heads = [read_head(reward).to(device) for _ in range(2)]
+    heads[1].requires_grad_(False)
+    if tuning.activation_checkpointing:
+        for one in loaded:
+            one.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return (_on_one_base if copies == 1 else _on_four)(loaded, peft, str(reward / "adapter"), heads)
 
-    def load() -> LoadedHF:
-        return load_model(vlm, parents, device, tuning)
 
-    def adapted(loaded: LoadedHF) -> PeftModel:
-        return PeftModel.from_pretrained(loaded.model, str(reward / "adapter"), adapter_name="value")
-
-    def head() -> ScalarHead:
-        return read_head(reward).to(device)
-
-    policy = load()
-    peft = with_lora(policy, recipe, tuning, seed)
-    if copies == 1:
-        for name in ("value", "reward"):
-            peft.load_adapter(str(reward / "adapter"), name, torch_device=str(device))
-        switch = _train(policy.model, "default", "value")
-        value = Part(policy, switch, ("value",), head())
-        judge = Part(policy, switch, ("reward",), head())
-        return Models(
-            Part(policy, switch, ("default",)), Part(policy, switch, ()), value, _frozen(judge), peft
-        )
-    others = [load() for _ in range(copies - 1)]
-    reference, value_model, judge_model = others
-    for loaded in (value_model, judge_model):
-        adapted(loaded)
-    value = Part(value_model, _train(value_model.model, "value"), ("value",), head())
-    judge = Part(judge_model, _train(judge_model.model), ("value",), head())
+def _on_one_base(loaded: list[LoadedHF], peft: PeftModel, adapter: str, heads: list[ScalarHead]) -> Models:
+    (base,) = loaded
+    for name in ("value", "reward"):
+        peft.load_adapter(adapter, name, torch_device=str(base.device))
+    switch = _trained(base, "default", "value")
     return Models(
-        Part(policy, _train(policy.model, "default"), ("default",)),
-        Part(reference, _train(reference.model), ()),
-        value,
-        _frozen(judge),
-        peft,
+        policy=Part(base, switch, ("default",)),
+        reference=Part(base, switch, ()),
+        value=Part(base, switch, ("value",), heads[0]),
+        reward=Part(base, switch, ("reward",), heads[1]),
+        peft=peft,
     )
 
 
-def _frozen(part: Part) -> Part:
-    """The part, its head not trained."""
-    assert part.head is not None
-    part.head.requires_grad_(False)
-    return part
+def _on_four(loaded: list[LoadedHF], peft: PeftModel, adapter: str, heads: list[ScalarHead]) -> Models:
+    policy, reference, value, judge = loaded
+    PeftModel.from_pretrained(value.model, adapter, adapter_name="value")
+    PeftModel.from_pretrained(judge.model, adapter, adapter_name="reward")
+    return Models(
+        policy=Part(policy, _trained(policy, "default"), ("default",)),
+        reference=Part(reference, _trained(reference), ()),
+        value=Part(value, _trained(value, "value"), ("value",), heads[0]),
+        reward=Part(judge, _trained(judge), ("reward",), heads[1]),
+        peft=peft,
+    )
 
 
-def _train(model: Any, *adapters: str) -> Switch:
+def _trained(loaded: LoadedHF, *adapters: str) -> Switch:
     """Have these adapters of a model trained, in float32, and nothing else."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in loaded.model.named_parameters():
         wanted = "lora_" in name and any(f".{adapter}." in name for adapter in adapters)
         parameter.requires_grad_(wanted)
         if wanted:
             parameter.data = parameter.data.float()
-    return Switch(model)
+    return Switch(loaded.model)
