@@ -22,7 +22,7 @@ WORDS = (
     "recipe.learning_rate=3e-3",
     "recipe.epochs=3",
     "method.steps_per_rollout=1",
-    "trainer.threads=1",
+    "trainer.threads=2",
     "trainer.held_out=32",
     "trainer.sample_answers=32",
 )
