@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
 MODEL = ("batching", "conversation", "images", "view")
-TRAINING = ("recipe", "reference", "vlm", "world", *VOCABULARY, *MODEL)
+TRAINING = ("recipe", "reference", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
@@ -30,6 +30,7 @@ ALLOWED = {
     "llm": ("records",),
     **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL, "llm")),
     "reference": TRAINING,
+    "value_head": ("records",),
     "world": (),
     "child": (),
     "checkpoint": (*VOCABULARY, "child", "world"),
@@ -38,6 +39,7 @@ ALLOWED = {
     "job": TRAINING,
     "looking": (*TRAINING, "checkpoint", "job"),
     "training": (*TRAINING, "checkpoint", "child", "progress", "job", "lit", "looking"),
+    "ppo": (*TRAINING, "checkpoint", "job", "lit", "training"),
     "toy.tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
     "report": (*VOCABULARY, *MODEL),
     "wandb_log": (*VOCABULARY, "report"),
@@ -49,7 +51,7 @@ ALLOWED = {
     "cell_run": ("records", "store", "plan"),
     "torchrun": ("records", "store", "child"),
     "stages": (
-        *("records", "store", "plan", "items", "output", "scoring", "training"),
+        *("records", "store", "plan", "items", "output", "scoring", "training", "ppo"),
         *("cell_run", "torchrun", "world", "judging", "watching", "child"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),

@@ -147,12 +147,19 @@ def _check_beams(step: Step, requests: list[Request]) -> None:
         )
 
 
+def _check_training(step: Step) -> None:
+    """Refuse options of training that do not exist or that the method cannot be trained with."""
+    method, *options = (build(step.nodes[group]) for group in ("method", "recipe", "tuning", "trainer"))
+    if hasattr(method, "fits"):
+        method.fits(*options)
+
+
 def preflight(plan: list[Step]) -> None:
     """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
     seen: set[str] = set()
     for step in plan:
-        for group in ("method", "recipe", "tuning") if step.kind == "train" else ():
-            build(step.nodes[group])
+        if step.kind == "train":
+            _check_training(step)
         if step.kind == "respond":
             _check_engine(step)
         _check_parts(step)

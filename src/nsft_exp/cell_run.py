@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from nsft_exp.plan import Step
-from nsft_exp.records import Sample, to_json
+from nsft_exp.records import Sample, UserError, to_json
 from nsft_exp.store import StageFolder, Store
 
 
@@ -57,8 +58,17 @@ class CellRun:
 
 
 def build(node: dict[str, Any]) -> Any:
-    """Return the object that a config node describes: its `_target_` called with its other keys."""
-    return instantiate(node, _convert_="all")
+    """Return the object that a config node describes: its `_target_` called with its other keys.
+
+    Raises the UserError of a constructor as it is, not in Hydra's words.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise (cause or error) from None
 
 
 def to_order(step: Step, run: CellRun) -> dict[str, Any]:

@@ -101,10 +101,20 @@ class Needs:
     reference: Literal["nothing", "logp", "distribution"] = "nothing"
     direction: Literal["forward", "reverse"] = "forward"
     """Of the divergence, where it reads the distribution: KL(reference || policy), or the reverse."""
+    values: bool = False
+    """A scalar head's values in place of log-probabilities: a reward model."""
+    rollouts: bool = False
+    """The policy's own answers, scored by a reward model: PPO, which is trained by `nsft_exp.ppo`."""
 
 
 class Method(Protocol):
-    """Which examples are trained on, and their loss. Nothing else."""
+    """Which examples are trained on, and their loss. Nothing else.
+
+    A method that can tell whether its training came to something also has `check(rows of metrics) -> None`,
+    which raises UserError where it did not: it is called at the end of every train stage, a finished one
+    included. One that not every way of training suits has `fits(recipe, tuning, trainer) -> None`, which
+    raises UserError.
+    """
 
     consumes: ClassVar[Literal["nothing", "sample", "preference", "correction"]]
 

@@ -26,6 +26,7 @@ from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
+from nsft_exp.value_head import ScalarHead
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.world import World
 
@@ -64,11 +65,13 @@ class TokenTraining(L.LightningModule):
         evaluate: Callable[[int], None] = lambda step: None,
         shared_features: bool = False,
         world: World = ALONE,
+        value_head: ScalarHead | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False
         self.model = loaded.model
+        self.value_head = value_head
         self.loaded = loaded
         self.method = method
         self.pi_ref = reference
@@ -87,14 +90,7 @@ class TokenTraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
-        recipe = self.recipe
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        betas = (recipe.betas[0], recipe.betas[1])
-        return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
+        return adamw(self.recipe, [p for p in self.parameters() if p.requires_grad])
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights only: the base model is never in a checkpoint."""
@@ -155,6 +151,9 @@ class TokenTraining(L.LightningModule):
         head = self.model.lm_head
         features = self.loaded.features(batch.pixels) if batch.pixels is not None else None
         hidden = self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
+        if self.value_head is not None:
+            zeros, value = torch.zeros_like(batch.weight), self.value_head(hidden)
+            return TokenScores(zeros, batch.weight, batch.role, batch.example, value=value), None
         logp = losses.token_logps(hidden, head, batch.ids, batch.where)
         shared = features.detach() if self.shared_features and features is not None else None
         needs = self.method.needs
@@ -178,14 +177,7 @@ class TokenTraining(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self.world.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = self.recipe.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
-        for group in optimizer.param_groups:
-            group["lr"] = self.recipe.rate(step, self.num_steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
+        return step_on(optimizer, self.recipe, self.recipe.rate(step, self.num_steps))
 
     # --- validation --------------------------------------------------------------------------------
 
@@ -199,12 +191,16 @@ class TokenTraining(L.LightningModule):
             for batch in self.validation():
                 policy, reference = self._scores(batch.to(self.device))
                 add(totals, self.method.loss(policy, reference), policy, reference)
-                self._record_examples(step, batch, policy)
+                if self.value_head is None:
+                    self._record_examples(step, batch, policy)
             if not step:
                 return
-            found = means(self.world.summed(totals))
+            summed = self.world.summed(totals)
+            found = means(summed)
             if len(found) > 1:
-                self.record({"step": step} | {f"validation/{name}": value for name, value in found.items()})
+                held = {"pairs": summed["accuracy"][1]} if self.value_head is not None else {}
+                row = {f"validation/{name}": value for name, value in (held | found).items()}
+                self.record({"step": step} | row)
             self.look(step)
 
     def _record_examples(self, step: int, batch: Batch, policy: TokenScores) -> None:
@@ -218,12 +214,33 @@ class TokenTraining(L.LightningModule):
             self.record_held_out({"step": step, "example": int(number), **row})
 
 
+def adamw(recipe: Recipe, trained: list[Any]) -> torch.optim.Optimizer:
+    """AdamW on these parameters, with the recipe's weight decay on matrices only."""
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (recipe.betas[0], recipe.betas[1])
+    return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
+
+
+def step_on(optimizer: Any, recipe: Recipe, rate: float) -> Tensor:
+    """Clip the gradients, step at this rate and forget them. Returns the gradient's norm before clipping."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm or float("inf"))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
 def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
     """Return each loss term's weight over a global batch, from roles and weights alone."""
     weights: dict[str, float] = defaultdict(float)
     for batch in batches:
         zeros = torch.zeros_like(batch.weight)
-        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros)
+        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros, value=zeros)
         for name, (_, weight) in method.loss(blank, blank).items():
             weights[name] += float(weight)
     return weights

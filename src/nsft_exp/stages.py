@@ -130,7 +130,7 @@ def train(step: Step, run: CellRun) -> StageFolder:
             f"see the statuses in the respond stage's manifest"
         )
     content = digest([example_digest(e, run.store) for e in examples])
-    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]}
+    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]} | _judged_by(step, run)
     folder = _open(step, run, made_from, without=("vlm.engine",))  # what answers does not train
     # The machines of one training are in it together: a lock would keep all but one of them out.
     with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
@@ -145,7 +145,20 @@ def train(step: Step, run: CellRun) -> StageFolder:
             left_out = _left_out(build(step.nodes["method"]), items)
             counts = {**item_counts(items), "examples": len(examples), **left_out}
             folder.finish({"counts": counts, **summary, **circumstances(started)})
+    _check_trained(build(step.nodes["method"]), folder)
     return folder
+
+
+def _judged_by(step: Step, run: CellRun) -> dict[str, str]:
+    """The key of the reward model that the training reads, for its own key."""
+    names = [name for name in step.inputs if name.startswith("train")]
+    return {"reward": run.keys[names[0]]} if names else {}
+
+
+def _check_trained(method: Any, folder: StageFolder) -> None:
+    """Have a method that can tell say whether its training came to something."""
+    if hasattr(method, "check"):
+        method.check(list(folder.records("metrics.jsonl")))
 
 
 def train_rank(step: Step, run: CellRun, folder: Path, world: World) -> dict[str, Any]:
@@ -173,30 +186,34 @@ def _fit(
     validation: list[Example],
     world: World | None = None,
 ) -> dict[str, Any]:
-    from nsft_exp.training import fit
-
+    method, reward = build(step.nodes["method"]), run.inputs(step, "train")
     first = world is None or world.first
     last_round = step.name == "train"  # a logger's steps only go up
     with _streaming(run) if first and last_round else nullcontext() as listen:
-        return fit(
-            vlm=build(step.nodes["vlm"]),
-            method=build(step.nodes["method"]),
-            examples=examples,
-            validation=validation,
-            folder=folder,
-            references=run.store.root / "reference",
-            recipe=build(step.nodes["recipe"]),
-            tuning=build(step.nodes["tuning"]),
-            trainer=build(step.nodes["trainer"]),
-            seed=step.nodes["seed"],
-            open_image=getattr(build(step.nodes["source"]), "open_image", None),
-            parents=[run.folders[name].path for name in step.init],
-            listen=listen,
-            world=world,
-            watched=watched_benchmarks(run.watched, step.nodes["trainer"]["evaluate_limit"])
-            if run.watched
-            else (),
-        )
+        options: dict[str, Any] = {
+            "vlm": build(step.nodes["vlm"]),
+            "method": method,
+            "examples": examples,
+            "validation": validation,
+            "folder": folder,
+            "recipe": build(step.nodes["recipe"]),
+            "tuning": build(step.nodes["tuning"]),
+            "trainer": build(step.nodes["trainer"]),
+            "seed": step.nodes["seed"],
+            "open_image": getattr(build(step.nodes["source"]), "open_image", None),
+            "parents": [run.folders[name].path for name in step.init],
+            "listen": listen,
+        }
+        if method.needs.rollouts:
+            from nsft_exp.ppo.fit import fit_ppo
+
+            assert reward is not None
+            return fit_ppo(**options, reward=reward.path)
+        from nsft_exp.training import fit
+
+        limit = step.nodes["trainer"]["evaluate_limit"]
+        watched = watched_benchmarks(run.watched, limit) if run.watched else ()
+        return fit(**options, references=run.store.root / "reference", world=world, watched=watched)
 
 
 def _left_out(method: Any, items: list[Item]) -> dict[str, Any]:

@@ -58,6 +58,9 @@ IGNORED = (
     "pairing.min_yield",  # what is left of the answers is judged, the answers are the same
     "pairing.max_one_side",
     "pairing.min_edited",
+    *(f"method.*{key}" for key in ("min_accuracy", "min_spread", "when_collapsed")),  # judged, not changed
+    "method.max_kl",  # where a run stops; those that go on are the same
+    "method.when_kl_explodes",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
