@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
 MODEL = ("batching", "conversation", "images", "view")
-TRAINING = ("recipe", "reference", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
+TRAINING = ("recipe", "reference", "sharding", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
@@ -32,6 +32,7 @@ ALLOWED = {
     "reference": TRAINING,
     "value_head": ("records",),
     "world": (),
+    "sharding": ("world",),
     "child": (),
     "checkpoint": (*VOCABULARY, "child", "world"),
     "progress": VOCABULARY,

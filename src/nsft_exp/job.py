@@ -53,6 +53,11 @@ class Job:
     validation: Sequence[Example]
     world: World = field(default_factory=World)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of the layers."""
+        return self.world.size > 1 and self.trainer.strategy == "fsdp2"
+
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """Micro-batches of these examples."""
         lengths = [example.length for example in self.examples]
@@ -80,6 +85,8 @@ def prepare(
     world: World,
 ) -> Job:
     """Load the model and encode the examples. Raises UserError where nothing fits or is there to learn."""
+    if trainer.strategy == "fsdp2" and tuning.quantization:
+        raise UserError("trainer=fsdp2: weights in 4 bits cannot be in parts; take trainer=ddp")
     device = device_of(trainer, world)
     loaded = load_model(vlm, parents, device, tuning)
     loaded.opener = open_image

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
+from nsft_exp.sharding import clip_gradients, is_shardable, part_of, whole
 from nsft_exp.value_head import ScalarHead
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.world import World
@@ -43,7 +44,8 @@ class TokenTraining(L.LightningModule):
     takes what each held-out example came to, before the first step too, and `evaluate(step)` is called every
     `evaluate_every` steps and after the last (0: never). `shared_features` says that
     the reference makes the same image features as the policy. In a `world` of several processes each runs its
-    own share of a global batch, and sums and gradients are those of all.
+    own share of a global batch, and sums and gradients are those of all; `filler` makes a micro-batch that
+    does not count, for weights that are in parts (`sharding`).
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TokenTraining(L.LightningModule):
         shared_features: bool = False,
         world: World = ALONE,
         value_head: ScalarHead | None = None,
+        filler: Callable[[], Batch] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,16 +88,24 @@ class TokenTraining(L.LightningModule):
         self.evaluate_every, self.evaluate = evaluate_every, evaluate
         self.shared_features = shared_features
         self.world = world
+        self.filler = filler
 
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
-        return adamw(self.recipe, [p for p in self.parameters() if p.requires_grad])
+        return adamw(self.recipe, self.named_parameters())
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The trainable weights only: the base model is never in a checkpoint."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        """The trainable weights only, whole: the base model is never in a checkpoint."""
+        trained = ((name, p.detach()) for name, p in self.named_parameters() if p.requires_grad)
+        return {name: whole(p, self.world.first) for name, p in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Take weights from a checkpoint: of each one what this rank has of it."""
+        own = dict(self.named_parameters())
+        parts = {name: part_of(value, own[name]) for name, value in state_dict.items() if name in own}
+        return super().load_state_dict(parts, *args, **options)
 
     def on_train_start(self) -> None:
         """Dropout on (Lightning leaves a model in the mode that it finds)."""
@@ -136,15 +147,29 @@ class TokenTraining(L.LightningModule):
         """Gradients of the whole global batch; returns the summed terms and diagnostics."""
         weights = self.world.summed(term_weights(self.method, batches))
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
-        for batch in batches:
+        for batch, counts in self._in_step(batches):
             with telling_out_of_memory(len(batch.numbers)):
                 policy, reference = self._scores(batch)
-                terms = self.method.loss(policy, reference)
+                terms = self.method.loss(policy, reference) if counts else {}
                 parts = [total / weights[name] for name, (total, _) in terms.items() if weights[name] > 0]
+                if self.filler is not None:  # a backward pass for every forward pass, on all ranks
+                    parts.append(0.0 * (policy.logp if policy.value is None else policy.value).sum())
                 if parts:
                     self.manual_backward(torch.stack(parts).sum())
-            add(totals, terms, policy, reference)
+            if counts:
+                add(totals, terms, policy, reference)
         return totals
+
+    def _in_step(self, batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Yield (micro-batch, whether it counts): where weights are in parts, as many on every rank.
+
+        Each pass puts the layers together from all ranks' parts, so that all must make it.
+        """
+        most = len(batches) if self.filler is None else max(self.world.gathered(len(batches)))
+        yield from ((batch, True) for batch in batches)
+        for _ in range(most - len(batches)):
+            assert self.filler is not None
+            yield self.filler().to(self.device), False
 
     def _scores(self, batch: Batch) -> tuple[TokenScores, TokenScores | None]:
         """The policy's and the reference's token scores of a micro-batch."""
@@ -188,8 +213,10 @@ class TokenTraining(L.LightningModule):
         """
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad(), evaluating(self.model):
-            for batch in self.validation():
+            for batch, counts in self._in_step(list(self.validation())):
                 policy, reference = self._scores(batch.to(self.device))
+                if not counts:
+                    continue
                 add(totals, self.method.loss(policy, reference), policy, reference)
                 if self.value_head is None:
                     self._record_examples(step, batch, policy)
@@ -214,11 +241,19 @@ class TokenTraining(L.LightningModule):
             self.record_held_out({"step": step, "example": int(number), **row})
 
 
-def adamw(recipe: Recipe, trained: list[Any]) -> torch.optim.Optimizer:
-    """AdamW on these parameters, with the recipe's weight decay on matrices only."""
+def adamw(recipe: Recipe, named: Iterable[tuple[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW on those of the parameters that are trained, with the recipe's weight decay on matrices only.
+
+    What may be in parts is in groups of its own: one step cannot be made on parts and whole weights together.
+    """
+    trained = [(is_shardable(name), p) for name, p in named if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [p for own, p in trained if own == shardable and (p.dim() >= 2) == matrix],
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+        }
+        for shardable in (True, False)
+        for matrix in (True, False)
     ]
     betas = (recipe.betas[0], recipe.betas[1])
     return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
@@ -227,7 +262,7 @@ def adamw(recipe: Recipe, trained: list[Any]) -> torch.optim.Optimizer:
 def step_on(optimizer: Any, recipe: Recipe, rate: float) -> Tensor:
     """Clip the gradients, step at this rate and forget them. Returns the gradient's norm before clipping."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm or float("inf"))
+    norm = clip_gradients(trained, recipe.clip_norm or float("inf"))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

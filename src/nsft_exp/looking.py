@@ -14,11 +14,11 @@ from nsft_exp.records import ROLES, Decoding, Example, Reply, Request
 from nsft_exp.vlm.loaded import LoadedHF
 
 
-def look(job: Job, rows: Rows, step: int) -> None:
-    """Answer the first held-out questions greedily and write the answers down."""
+def look(job: Job, record: Callable[[dict[str, Any]], None], step: int) -> None:
+    """Answer the first held-out questions greedily and record the answers."""
     requests = [_question(example) for example in job.validation[: job.trainer.sample_answers]]
     for name, replies in job.loaded.generate(requests):
-        rows.append(_row(step, name, replies[0]))
+        record(_row(step, name, replies[0]))
 
 
 def watch(
@@ -26,12 +26,14 @@ def watch(
 ) -> None:
     """Answer the questions of the watched benchmarks; record their metrics, and some answers in `rows`.
 
-    Every process answers its share; only the first one records. Metrics without a value are left out.
+    Every process answers its share (all of it where layers are in parts, which all ranks run together); only
+    the first one records. Metrics without a value are left out.
     """
+    share = slice(None) if job.sharded else slice(job.world.rank, None, job.world.size)
     for benchmark in watched:
         requests = list(benchmark.requests)
         with _from_files(job.loaded):
-            mine = dict(job.loaded.generate(requests[job.world.rank :: job.world.size]))
+            mine = dict(job.loaded.generate(requests[share]))
         replies = {key: r[0] for part in job.world.gathered(mine) for key, r in part.items()}
         if not job.world.first:
             continue

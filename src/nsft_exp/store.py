@@ -62,6 +62,7 @@ IGNORED = (
     "method.max_kl",  # where a run stops; those that go on are the same
     "method.when_kl_explodes",
     "trainer.accelerator",
+    "trainer.strategy",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.rendezvous",

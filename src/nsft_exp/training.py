@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
+from nsft_exp.sharding import make_whole, shard_layers, state_part, whole_state
 from nsft_exp.store import replace_folder
 from nsft_exp.value_head import ScalarHead
 from nsft_exp.world import World
@@ -91,9 +92,13 @@ def fit(
     if isinstance(reference, Live) and reference.loaded is job.loaded:
         assert peft is not None
         reference.switched_off = peft.disable_adapter
+    if job.sharded:
+        shard_layers(job.loaded.model.model.language_model, job.device, world)
     files = RunFiles(folder)
     module = _module(job, reference, files, listen, watched)
     _run(job, module, files, progress)
+    if job.sharded:
+        make_whole(job.loaded.model, keep=world.first)
     if not world.first:
         return {}
     if module.value_head is not None:
@@ -123,7 +128,9 @@ def _module(
     features_change = job.tuning.train_projector
     num_held, rank, size = len(job.examples) - job.num_trained, job.world.rank, job.world.size
     mine = range(job.num_trained + rank, len(job.examples), size)
-    answers = job.world.first and not job.method.needs.values  # a reward model gives scores, not answers
+    first = job.world.first
+    # A reward model gives scores, not answers. Layers in parts are run by all ranks, or by none.
+    answers = (first or job.sharded) and not job.method.needs.values
     return TokenTraining(
         job.loaded,
         job.method,
@@ -136,7 +143,7 @@ def _module(
         log_every=job.trainer.log_every,
         validate_every=job.trainer.validate_every if num_held else 0,
         validate=lambda: job.batches(mine),
-        look=partial(look, job, files.samples) if answers else lambda step: None,
+        look=partial(look, job, files.samples.append if first else unheard) if answers else lambda step: None,
         evaluate_every=job.trainer.evaluate_every if watched else 0,
         evaluate=partial(watch, job, watched, record, files.samples),
         record_held_out=lambda row: files.held_out.append(
@@ -145,6 +152,7 @@ def _module(
         shared_features=not features_change,
         world=job.world,
         value_head=_value_head(job) if job.method.needs.values else None,
+        filler=(lambda: next(job.batches([0]))) if job.sharded else None,
     )
 
 
@@ -245,6 +253,15 @@ class SummedGradients(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state for a checkpoint: whole, on the rank that writes it."""
+        return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take from a checkpoint what this rank has of the optimizers' states."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state_part(state, optimizer))
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class PPOTraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on all that is trained."""
-        return adamw(self.recipe, [p for p in self.parameters() if p.requires_grad])
+        return adamw(self.recipe, self.named_parameters())
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained weights only."""
