@@ -27,7 +27,7 @@ def is_shardable(name: str) -> bool:
     return SHARDED in name and WHOLE not in name
 
 
-def shard_layers(language_model: nn.Module, device: torch.device, world: World) -> None:
+def shard_layers(language_model: Any, device: torch.device, world: World) -> None:
     """Give every rank its part of each decoder layer, in place. Gradients are summed over the ranks."""
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in language_model.layers:
