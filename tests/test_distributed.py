@@ -31,6 +31,7 @@ WORDS = (
     "trainer.micro_batch=2",
 )
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=2")
+PARTS = ("trainer=fsdp2", *TWO[1:])
 LONG = "recipe.epochs=40"
 """120 steps: enough to be stopped in."""
 ONE = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=1")
@@ -47,7 +48,9 @@ def curve(root: Path) -> list[dict[str, Any]]:
 
 
 def weights(root: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder_of(root) / "adapter" / "adapter_model.safetensors")
+    folder = folder_of(root)
+    whole = folder / "model" / "model.safetensors"
+    return load_file(whole if whole.exists() else folder / "adapter" / "adapter_model.safetensors")
 
 
 def assert_same_curve(one: Path, two: Path) -> list[int]:
@@ -62,6 +65,10 @@ def assert_same_curve(one: Path, two: Path) -> list[int]:
 
 def assert_same_training(one: Path, two: Path, steps: int = 6) -> None:
     assert assert_same_curve(one, two) == list(range(1, steps + 1))
+    assert_same_weights(one, two)
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
     there = weights(two)
     for name, value in weights(one).items():
         assert torch.allclose(there[name], value, rtol=1e-3, atol=1e-6), name
@@ -99,6 +106,45 @@ def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "tuning", "reference"),
+    [
+        ("nsft", "full", "auto"),
+        ("nsft", "lora", "auto"),
+        ("gt_dpo", "lora", "adapter_off"),
+        ("gt_dpo", "full", "cached"),
+        ("gt_dpo", "full", "copy"),
+    ],
+)
+def test_layers_in_parts_train_as_one_process_does(
+    method: str, tuning: str, reference: str, tmp_path: Path, cell: Any
+) -> None:
+    words = (f"method={method}", f"tuning={tuning}", f"trainer.reference={reference}")
+    # three held out for two ranks, so that one of them has a pass less; answers are all ranks' work too
+    held_out = ("trainer.held_out=3", "trainer.validate_every=3", "trainer.sample_answers=2")
+    processes = [cell(at, *how, *words, *held_out) for at, how in (("one", ONE), ("two", PARTS))]
+    for process in processes:
+        done(process)
+    assert assert_same_curve(tmp_path / "one", tmp_path / "two")[-1] == 6
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    answers = [(folder_of(tmp_path / at) / "samples.jsonl").read_text("utf-8") for at in ("one", "two")]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_a_rank_holds_its_part_of_the_layers_and_their_gradients_are_summed(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("layers_in_parts.py")
+    words = ["--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    for rank in ranks:
+        assert rank["held"] == pytest.approx(rank["layers"] / 2, rel=0.02)
+        assert rank["gradient"] == pytest.approx(rank["expected"], rel=1e-5)
+        assert rank["norm"] == pytest.approx(rank["whole_norm"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, cell: Any) -> None:
     words = ("method=gt_dpo", "trainer.reference=cached")
     processes = [cell(at, *how, *words) for at, how in (("one", ONE), ("two", TWO))]
@@ -108,12 +154,23 @@ def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, ce
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(TWO, ONE), (ONE, TWO)], ids=["2 to 1", "1 to 2"])
+@pytest.mark.parametrize(
+    ("before", "after", "tuning"),
+    [
+        (TWO, ONE, "lora"),
+        (ONE, TWO, "lora"),
+        (PARTS, ONE, "full"),
+        (ONE, PARTS, "full"),
+        (PARTS, PARTS, "lora"),
+    ],
+    ids=["2 to 1", "1 to 2", "parts to 1", "1 to parts", "parts to parts"],
+)
 def test_a_stopped_training_goes_on_with_another_number_of_processes(
-    before: Sequence[str], after: Sequence[str], tmp_path: Path, cell: Any
+    before: Sequence[str], after: Sequence[str], tuning: str, tmp_path: Path, cell: Any
 ) -> None:
-    left_alone = cell("whole", "method=cont_sft", *ONE, LONG)
-    stopped = cell("stopped", "method=cont_sft", *before, LONG)
+    how = ("method=cont_sft", f"tuning={tuning}", LONG, "recipe.learning_rate=1e-5")
+    left_alone = cell("whole", *ONE, *how)
+    stopped = cell("stopped", *before, *how)
     wait_for_rows(tmp_path / "stopped", 2, stopped)
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate(timeout=60)
@@ -121,7 +178,7 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(
     assert "the same command goes on" in said
     assert (folder_of(tmp_path / "stopped") / "checkpoint" / "last.ckpt").exists()
     assert len(curve(tmp_path / "stopped")) < 120
-    done(cell("stopped", "method=cont_sft", *after, LONG))
+    done(cell("stopped", *after, *how))
     done(left_alone)
     assert_same_training(tmp_path / "whole", tmp_path / "stopped", 120)
 
@@ -138,8 +195,11 @@ def wait_for_rows(root: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(tmp_path: Path, cell: Any) -> None:
-    process = cell("cell", "method=cont_sft", *TWO, LONG)
+@pytest.mark.parametrize("how", [TWO, PARTS], ids=["whole", "in parts"])
+def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(
+    how: Sequence[str], tmp_path: Path, cell: Any
+) -> None:
+    process = cell("cell", "method=cont_sft", *how, LONG)
     wait_for_rows(tmp_path / "cell", 1, process)
     ranks = [
         p for p in psutil.Process(process.pid).children(recursive=True) if "nsft_exp.rank" in p.cmdline()
@@ -151,7 +211,7 @@ def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(tmp_path: Path
     assert "training on several processes ended" in said
     assert not (folder_of(tmp_path / "cell") / "adapter").exists()
     assert not (folder_of(tmp_path / "cell") / "manifest.json").exists()
-    done(cell("cell", "method=cont_sft", *TWO, LONG))
+    done(cell("cell", "method=cont_sft", *how, LONG))
     done(cell("whole", "method=cont_sft", *ONE, LONG))
     assert_same_training(tmp_path / "whole", tmp_path / "cell", 120)
 

@@ -211,7 +211,7 @@ def _fit(
             return fit_ppo(**options, reward=reward.path)
         from nsft_exp.training import fit
 
-        limit = step.nodes["trainer"]["evaluate_limit"]
+        limit = options["trainer"].evaluate_limit
         watched = watched_benchmarks(run.watched, limit) if run.watched else ()
         return fit(**options, references=run.store.root / "reference", world=world, watched=watched)
 
