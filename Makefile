@@ -10,7 +10,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env check format toy-base wheel clean
+.PHONY: help demo demo-more report test test-all vllm-env check format toy-base toy-scorer wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ format: $(VENV)/test ## Format the source and mend what the linter can
 
 toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (meant to take 45 minutes)
 	@$(RUN) toy-base $(ARGS)
+
+toy-scorer: $(VENV)/core ## Train the toy world's image-text scorer again (minutes)
+	@$(VENV)/bin/python -m nsft_exp.toy_scorer
 
 wheel: $(VENV)/test ## Build the wheel into dist/
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
