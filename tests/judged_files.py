@@ -89,3 +89,26 @@ def replying(reply: Callable[[str, int], str | Answer], model: str = "gpt-script
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
+
+
+SHR_PROMPT = "Regions:\n{}Facts:\n{}Comments:\n{}"
+SHR_IMAGES = (7, 12)
+
+
+def write_shr(root: Path) -> Path:
+    """Two images: the first with facts and a region without a phrase, the second without either."""
+    write_json(root / "val_images_final.json", [{"image_id": i} for i in SHR_IMAGES])
+    url = "https://example.org/images/VG_100K/{}.jpg"
+    sizes = [{"image_id": i, "width": 200, "height": 100, "url": url.format(i)} for i in (5, *SHR_IMAGES)]
+    write_json(root / "image_data.json", sizes)
+    box = {"x": 20, "y": 33, "width": 60, "height": 67}
+    regions = [
+        {"regions": [{"image_id": 7, "phrase": "a cat", **box}, {"image_id": 7, "phrase": "", **box}]},
+        {"regions": []},
+        {"regions": [{"image_id": 12, "phrase": "a hill", **box, "x": 1}]},
+    ]
+    write_json(root / "region_descriptions.json", regions)
+    write_lines(root / "shr_factual_part1.jsonl", [{"7": ["1. A cat.", "2. A mat."]}])
+    write_lines(root / "shr_factual_part2.jsonl", [{"99": ["3. Elsewhere."]}])
+    (root / "gpt_utils.py").write_text(f"import openai\n\nGPT_JUDGE_PROMPT = {SHR_PROMPT!r}\n")
+    return root

@@ -1,6 +1,7 @@
 """A local server that speaks the OpenAI protocol and answers from the rule critic, or misbehaves by a script.
 
-As a program: `python tests/scripted_critic.py --port 8000` serves until it is stopped. It stands for an LLM
+As a program: `python tests/scripted_critic.py --port 8000` serves until it is stopped, and with a command
+after its options for as long as that runs ({url} in it becomes the server's address). It stands for an LLM
 where its answers should make sense; nothing in it is the code under test but the rule critic.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,18 +176,38 @@ def serving(script: Script, **options: Any) -> Iterator[Server]:
         thread.join()
 
 
-def main() -> None:
-    """Serve the rule critic until the process is stopped."""
+def noting(script: Script, file: Path) -> Script:
+    """The same script, which first appends each request's key, by which a ledger names it, to a file."""
+
+    def noted(body: dict[str, Any], number: int) -> Answer:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(digest(body)[:24] + "\n")
+        return script(body, number)
+
+    return noted
+
+
+def main() -> int:
+    """Serve the rule critic until the process is stopped, or its command ends; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0: a free one")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long it thinks about each request")
+    parser.add_argument("--log", type=Path, help="a file that takes the key of every request")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run beside it; {url}: its address")
     options = parser.parse_args()
-    server = Server(sensible(options.seconds), options.port)
+    script = sensible(options.seconds)
+    script = noting(script, options.log) if options.log else script
+    if options.command:
+        with serving(script, port=options.port) as beside:
+            words = [word.replace("{url}", beside.base_url) for word in options.command]
+            return subprocess.run(words).returncode
+    server = Server(script, options.port)
     print(f"{Path(__file__).name}: {server.base_url}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
+    return 0
 
 
 if __name__ == "__main__":
     configs.register_resolvers()
-    main()
+    sys.exit(main())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,19 @@ class Captions(_Questions):
             Metric("length", "Caption length", "none", "words", "generation", headline=True),
         ]
 
+    def objects_in(self, text: str) -> list[str]:
+        return [word for word in re.findall("[a-z]+", text.lower()) if word in OBJECTS]
+
 
 class ShortAnswers(_Questions):
     name, protocol = "vqa", "exact match v1"
+
+    def __init__(self, requests: list[Request], classes: Mapping[str, str] | None = None) -> None:
+        super().__init__(requests)
+        self._classes = classes or {}
+
+    def classes(self) -> Mapping[str, str]:
+        return self._classes
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         return {"accuracy": 100 * counts["right"] / counts["n"]}
@@ -123,6 +135,20 @@ def make_study(
         "compare_to": ["cont_sft", "gt_dpo", "nsft/matched_random"],
     }
     return cells, study
+
+
+def without_codebook(folder: Path, cells: list[Cell]) -> list[Cell]:
+    """The cells of nSFT again, as they are without a codebook: dialogues about words, not things."""
+    cells = [cell for cell in cells if cell.label == "nsft"]
+    dialogue = (Exchange("Could the answer provide a better word?", "No, it should provide another word."),)
+    rows = [
+        {"input": "x", **to_json(dataclasses.replace(c, dialogue=dialogue if c.dialogue else ()))}
+        for c in cells[0].corrections().values()
+    ]
+    write_jsonl(folder / "critique-none" / "records.jsonl", rows)
+    changes: dict[str, Any] = {"variant": "no_codebook", "codebook": "none", "label": "nsft/no_codebook"}
+    changes["critique_folder"] = folder / "critique-none"
+    return [dataclasses.replace(c, name=c.name.replace("nsft", "nsft/no_codebook"), **changes) for c in cells]
 
 
 def failed_cell(folder: Path) -> Cell:
@@ -180,7 +206,9 @@ def _benchmarks(scenes: list[dict[str, Any]]) -> dict[str, Any]:
                     f"What colour is the {name}?\nAnswer the question using a single word or phrase.",
                 )
             )
-    return {"pope": YesNo(yes_no), "chair": Captions(captions), "vqa": ShortAnswers(short)}
+    colours = {r.id: scenes[int(r.id.split("-")[1])]["colours"][r.id.split("-")[2]] for r in short}
+    classes = {key: f"query colour: {colour}" for key, colour in colours.items()}
+    return {"pope": YesNo(yes_no), "chair": Captions(captions), "vqa": ShortAnswers(short, classes)}
 
 
 def _cell(

@@ -99,6 +99,39 @@ def test_object_words_follow_the_official_rules(caption: str, found: list[str], 
     assert [w.node for w in object_words(caption, table)] == found
 
 
+WIDER = """cell phone, phone, iPhone
+cake,  cheesecake
+airplane, jet, passenger jet, airbus
+boat, canoe
+bird, magpie
+dog, doggie, collie
+oven, stove, stove top oven
+bear
+plate
+skis, ski
+"""
+"""Lines of another table; two blanks stand before `cheesecake`."""
+
+
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [
+        ("an iPhone, a phone", ["cell phone"]),  # captions are put in lower case, the table is not
+        ("a cheesecake and cakes", ["cake"]),
+        ("an airbus, a passenger jet", ["airplane"]),  # "airbu"
+        ("canoes; a canoe", ["boat"]),  # "cano"
+        ("magpies, a magpie, doggies, collies, a collie", ["bird", "dog"]),  # nouns in -ie keep their plural
+        ("a stove top oven", ["oven", "oven"]),
+        ("an adult bear beside a baby bear", ["bear", "bear"]),
+        ("home plate", []),
+        ("a pair of skis", ["skis"]),
+    ],
+)
+def test_the_official_tables_slips_are_kept(caption: str, found: list[str], tmp_path: Path) -> None:
+    (tmp_path / "wider.txt").write_text(WIDER)
+    assert [w.node for w in object_words(caption, read_synonyms(tmp_path / "wider.txt"))] == found
+
+
 def test_captions_are_read_as_the_shared_cases_say() -> None:
     table = read_synonyms(fixture("chair_synonyms.txt"))
     for case in fixture_lines("chair_caption_cases.jsonl"):
@@ -325,3 +358,8 @@ def test_five_thousand_long_captions_take_seconds(tmp_path: Path) -> None:
     for k in range(500):
         object_words(f"{text} {k}", table)
     assert time.perf_counter() - started < 3  # a tenth of half a minute
+
+
+def test_objects_are_found_in_any_text_as_written_and_without_annotations(root: Path) -> None:
+    (root / "annotations" / "instances_val2014.json").unlink()
+    assert chair(root).objects_in("No Dogs here, but a wine glass.") == ["Dogs", "wine glass"]

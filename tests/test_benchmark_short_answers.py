@@ -79,6 +79,14 @@ def test_gqa_counts_balanced_questions_by_type(gqa_root: Path) -> None:
     assert gqa(gqa_root, prompt="official").requests()[0].turns[0].text == "Is it overcast?"
 
 
+def test_gqas_classes_are_question_types_with_an_answer(gqa_root: Path) -> None:
+    assert gqa(gqa_root).classes() == {
+        "01": "verify attr: yes",
+        "02": "query attr: red",
+        "03": "query attr: blue",
+    }
+
+
 def test_an_answer_that_is_no_word_or_phrase_is_flagged(gqa_root: Path) -> None:
     scores = score_all(gqa(gqa_root), ["", "It is as red as a rose.", "red"])
     assert [s.unparseable for s in scores] == [True, True, False]
@@ -294,6 +302,10 @@ def test_vqav2_scores_answers_as_llavas_upload_would(vqa_root: Path) -> None:
     assert metrics["accuracy"] == pytest.approx((100 + 90) / 2)
     assert (metrics["yes/no"], metrics["number"]) == (100, pytest.approx(90))
     assert np.isnan(metrics["other"])
+
+
+def test_vqav2s_classes_are_question_types_with_what_most_people_said(vqa_root: Path) -> None:
+    assert vqav2(vqa_root).classes() == {"1": "x: yes", "2": "x: 3"}
 
 
 def test_a_vqa_results_file_is_scored_as_it_is(vqa_root: Path) -> None:

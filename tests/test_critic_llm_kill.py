@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,34 +152,51 @@ def test_a_cell_that_is_killed_half_way_goes_on_without_asking_twice(tmp_path: P
     assert manifest(whole)["usage"]["lost"] == 0
 
 
-def test_a_cell_answered_by_the_rule_critic_leaves_no_trace_of_the_key(
-    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+BAD: dict[int, Answer] = {
+    0: Answer(
+        401, {"error": {"message": f"Incorrect API key provided: {CANARY}", "code": "invalid_api_key"}}
+    ),
+    1: Answer(500, {"error": {"message": "oops"}}),
+    2: Answer(429, {"error": {"message": "slow down"}}, headers={"Retry-After": "0"}),
+    3: Answer(body=json.dumps(completion(reply())).encode()[:60]),
+    5: Answer(body=completion(json.dumps({"errors": [{"wrong": 1, "right": "red"}], "dialogue": []}))),
+    6: Answer(body={**completion(""), "choices": []}),
+    7: Answer(body=completion(None, refusal=f"I won't, {CANARY}.")),
+    8: Answer(body=completion(reply()[:-30], finish="length")),
+}
+"""What the server does with some of its requests instead of answering."""
+
+
+def test_a_cell_counts_all_that_went_wrong_and_leaves_no_trace_of_the_key(
+    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
-    reason = {"error": {"message": f"Incorrect API key provided: {CANARY}", "code": "invalid_api_key"}}
     answers = sensible()
 
     def script(body: dict[str, Any], number: int) -> Answer:
-        if number == 0:
-            return Answer(401, reason)
-        answer = answers(body, number)
-        return Answer(body={**answer.body, "system_fingerprint": CANARY})
+        answer = BAD.get(number) or answers(body, number)
+        told = isinstance(answer.body, dict) and answer.status == 200
+        return replace(answer, body={**answer.body, "system_fingerprint": CANARY}) if told else answer
 
     with serving(script) as server:
         words = [*CELL, f"critic.base_url={server.base_url}", "hydra.verbose=true", "source.size=8"]
-        words += ["critic.concurrency=1"]
+        words += ["critic.concurrency=1", "logger=wandb"]
         assert run_nsft(tmp_path, toy_data, *words) in (1, 2)
-        refused = capsys.readouterr().err
+        refused = capfd.readouterr().err
         assert run_nsft(tmp_path, toy_data, *words) == 0
         assert server.keys[-1] == f"Bearer {CANARY}"
     assert "the key in the environment variable OPENAI_API_KEY was refused (401)" in " ".join(refused.split())
-    assert CANARY not in refused + capsys.readouterr().err
+    assert CANARY not in refused + "".join(capfd.readouterr())
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any("nsft.log" in file.name for file in files)
+    assert any(file.suffix == ".wandb" for file in files)
     assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
-    sums = manifest(tmp_path)
+    sums, wrong = manifest(tmp_path), {"cut": 1, "empty": 1, "refused": 1, "unparseable": 1}
     assert sums["records"] == sum(sums["statuses"].values()) == 8
-    assert sums["usage"]["replies"] == len(server.asked) - 1
+    assert {status: sums["statuses"].get(status) for status in wrong} == wrong
+    assert sums["usage"]["failed"] == {"401": 1, "429": 1, "500": 1, "broken": 1}
+    assert sums["usage"]["replies"] == len(server.asked) - 4 == sums["usage"]["requests"] - 4
+    assert sums["usage"]["lost"] == 0
 
 
 def test_a_cell_whose_budget_is_spent_is_refused_and_goes_on_with_more(

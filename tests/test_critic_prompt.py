@@ -193,6 +193,13 @@ def test_control_characters_and_lone_surrogates_are_taken_out() -> None:
     json.dumps([exchange.question, exchange.answer], ensure_ascii=False).encode("utf-8")
 
 
+def test_a_raw_tab_inside_a_string_does_not_cost_the_reply() -> None:
+    text = reply(dialogue=[{"question": "Is it\tred?", "answer": "No."}]).replace(r"\t", "\t")
+    with pytest.raises(ValueError, match="control character"):
+        json.loads(text)
+    assert read(text).dialogue == (Exchange("Is it red?", "No."),)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=20) | st.sampled_from(["knife", "existence"]),
     lambda inner: (

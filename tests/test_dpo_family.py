@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from conftest import DEBUG, POPE_ONLY, run_nsft
 from nsft_exp import config as configs
@@ -354,8 +353,6 @@ def test_ha_dpo_prefers_the_mended_answer_to_the_answer() -> None:
 # --- whole cells -----------------------------------------------------------------------------------
 
 QUICK = (*DEBUG, *POPE_ONLY, "limit=1")
-WORDS = {"sima": ("pairing.verdict=likelihood", "pairing.max_one_side=1")}
-"""A random model never writes a verdict, but one is likelier than the other."""
 
 
 def manifests(root: Path, stage: str) -> list[dict[str, Any]]:
@@ -363,39 +360,17 @@ def manifests(root: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text("utf-8")) for file in files]
 
 
-@pytest.mark.parametrize("method", ["seva", "sima", "povid", "bpo"])
-def test_a_system_runs_end_to_end_on_a_random_model(method: str, tmp_path: Path, toy_data: Path) -> None:
-    words = (f"method={method}", "pairing.max_new_tokens=12", *WORDS.get(method, ()))
+@pytest.mark.parametrize("method", ["povid", "bpo"])
+def test_two_rejected_answers_of_a_sample_are_two_pairs(method: str, tmp_path: Path, toy_data: Path) -> None:
+    words = (f"method={method}", "pairing.max_new_tokens=12")
     assert run_nsft(tmp_path, toy_data, *QUICK, *words) == 0
     trainings = manifests(tmp_path, "train")
     assert len(trainings) == (2 if method == "povid" else 1)
     assert {m["models_held"] for m in trainings} == {1}
     counts = trainings[-1]["counts"]
     assert counts["pairs"] > 0
-    assert counts["examples"] == counts["pairs"] * (2 if method in ("povid", "bpo") else 1)
+    assert counts["examples"] == 2 * counts["pairs"]
     assert trainings[0]["counts"]["examples"] == trainings[0]["counts"]["pairs"] or method == "bpo"
-
-
-def test_ha_dpo_runs_end_to_end_with_answers_that_it_is_given(tmp_path: Path, toy_data: Path) -> None:
-    Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "a.png")
-    right = "The image shows a kitchen. There is a large red cup at the top left."
-    wrong = right.replace("red", "blue") + " There is a large black hat at the bottom left."
-    rows = [
-        {
-            "image": "a.png",
-            "prompt": f"Picture {n}?",
-            "chosen": f"{right} There is nothing else in the image.",
-        }
-        | {"rejected": wrong if n % 2 else right}
-        for n in range(8)
-    ]
-    (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    words = ("method=ha_dpo", "pairing=given", "source=preference", f"source.file={tmp_path / 'pairs.json'}")
-    quick = [word for word in QUICK if not word.startswith("source.files_from")]
-    assert run_nsft(tmp_path, toy_data, *quick, *words) == 0
-    (training,) = manifests(tmp_path, "train")
-    assert (training["counts"]["examples"], training["models_held"]) == (4, 1)
-    assert training["counts"]["left_out"]["no error was found"] == 4
 
 
 def test_a_check_that_fails_stops_the_cell_every_time(
@@ -408,28 +383,6 @@ def test_a_check_that_fails_stops_the_cell_every_time(
 
 
 # --- recipes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "rate", "batch", "epochs", "rank", "alpha"),
-    [  # the systems' public code
-        ("seva", 2e-6, 128, 2, 1024, 2048),
-        ("sima", 1e-7, 8, 3, 128, 256),
-        ("povid", 1e-7, 8, 1, 128, 256),
-        ("bpo", 2e-6, 32, 2, 32, 256),
-        ("ha_dpo", 2e-6, 128, 1, 128, 256),
-        ("csr", 1e-7, 8, 1, 128, 256),
-        ("spin", 5e-7, 64, 2, 128, 256),
-        ("nsft", 2e-6, 128, 1, 1024, 2048),
-    ],
-)
-def test_the_published_recipe_is_each_systems_own(
-    method: str, rate: float, batch: int, epochs: int, rank: int, alpha: int
-) -> None:
-    config = configs.compose_config(["recipe=published", f"method={method}"])
-    recipe = configs.resolved(config)["recipe"]
-    names = ("learning_rate", "batch_size", "epochs", "lora_rank", "lora_alpha")
-    assert tuple(recipe[name] for name in names) == (rate, batch, epochs, rank, alpha)
 
 
 def test_povids_two_rounds_are_as_long_as_published() -> None:

@@ -136,10 +136,14 @@ def test_samples_differ_and_their_number_is_the_request_s(engine: VllmEngine, tm
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_what_was_trained_answers_and_a_killed_engine_says_so(vllm_python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "rate"), [("lora", 5e-3), ("full", 1e-3)])
+def test_what_was_trained_answers_and_a_killed_engine_says_so(
+    kind: str, rate: float, vllm_python: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "train"
     items = make_items(tmp_path, 8)
-    train(SFT(), items, folder, vlm=model("toy"), epochs=12, learning_rate=5e-3)
+    train(SFT(), items, folder, vlm=model("toy"), epochs=12, learning_rate=rate, kind=kind)
+    assert (folder / "model").is_dir() == (kind == "full")
     requests = [Request(i.sample.id, i.sample.image, (Turn("prompt", i.sample.question),)) for i in items]
     base = dict(model("toy").load().generate(requests))
     trained = dict(model("toy").load([folder]).generate(requests))

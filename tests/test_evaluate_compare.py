@@ -128,7 +128,11 @@ def test_a_folder_is_evaluated_and_its_scores_compare(
     before = made.stat().st_mtime_ns
     assert run_nsft(tmp_path, toy_data, *words, "to=again") == 0
     assert made.stat().st_mtime_ns == before
+    capsys.readouterr()
     assert compare([str(tmp_path / "mine"), str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out  # four questions of one split: the mean over three is not defined
+    assert "–" in shown
+    assert "nan" not in shown
 
 
 def test_training_words_and_unknown_folders_are_refused(

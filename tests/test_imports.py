@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
 MODEL = ("batching", "conversation", "images", "view")
-TRAINING = ("recipe", "reference", "vlm", "world", *VOCABULARY, *MODEL)
+TRAINING = ("recipe", "reference", "sharding", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
@@ -30,13 +30,17 @@ ALLOWED = {
     "llm": ("records",),
     **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL, "llm")),
     "reference": TRAINING,
+    "value_head": ("records",),
     "world": (),
+    "sharding": ("world",),
     "child": (),
     "checkpoint": (*VOCABULARY, "child", "world"),
     "progress": VOCABULARY,
     "lit": TRAINING,
     "job": TRAINING,
-    "training": (*TRAINING, "checkpoint", "child", "progress", "job", "lit"),
+    "looking": (*TRAINING, "checkpoint", "job"),
+    "training": (*TRAINING, "checkpoint", "child", "progress", "job", "lit", "looking"),
+    "ppo": (*TRAINING, "checkpoint", "job", "lit", "training"),
     "toy.tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
     "toy.two_tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
     "toy_scorer": ("store", "toy"),
@@ -46,11 +50,12 @@ ALLOWED = {
     "output": ("records", "store"),
     "judging": ("records", "output", "llm", "benchmark"),
     "scoring": ("records", "store", "statistics", "judging"),
+    "watching": ("records", "store", "scoring", "cell_run"),
     "cell_run": ("records", "store", "plan"),
     "torchrun": ("records", "store", "child"),
     "stages": (
-        *("records", "store", "plan", "items", "output", "scoring", "training"),
-        *("cell_run", "torchrun", "world", "judging"),
+        *("records", "store", "plan", "items", "output", "scoring", "training", "ppo"),
+        *("cell_run", "torchrun", "world", "judging", "watching", "child"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),
     "launch": ("records", "store", "plan", "stages", "cell_run", "child", "torchrun"),

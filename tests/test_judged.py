@@ -189,7 +189,7 @@ def test_a_prompt_can_be_a_text_file(tmp_path: Path) -> None:
 def test_mmvet_counts_an_item_in_each_of_its_capabilities_and_a_failed_one_as_zero(tmp_path: Path) -> None:
     benchmark = vet(write_mmvet(tmp_path))
     replies = {"v1_0": ["0.5"], "v1_1": ["no", "1.0"], "v1_2": ["0.2"], "v1_3": ["bad"] * 5}
-    scores = [benchmark.judged(key, [said]) for key, said in replies.items()]
+    scores = [benchmark.judged(key, "", [said]) for key, said in replies.items()]
     found = benchmark.metrics(summed(scores))
     assert found["total"] == pytest.approx(100 * (0.5 + 1 + 0.2 + 0) / 4)
     assert found["total_parsed"] == pytest.approx(100 * (0.5 + 1 + 0.2) / 3)
@@ -202,7 +202,7 @@ def test_mmvet_counts_an_item_in_each_of_its_capabilities_and_a_failed_one_as_ze
 
 def test_mmvet_averages_its_runs_and_tells_their_deviation(tmp_path: Path) -> None:
     benchmark = vet(write_mmvet(tmp_path), runs=2)
-    scores = [benchmark.judged(key, [["1.0"], ["0.5"]]) for key in benchmark.items()]
+    scores = [benchmark.judged(key, "", [["1.0"], ["0.5"]]) for key in benchmark.items()]
     found = benchmark.metrics(summed(scores))
     assert (found["total"], found["std"]) == pytest.approx((75, 25))  # runs of 100 and 50
 
@@ -211,7 +211,7 @@ def test_mmhal_has_score_rate_and_types_and_takes_a_failed_reply_for_zero(tmp_pa
     benchmark = hal(write_mmhal(tmp_path))
     replies = ["Rating: 6"] * 96
     replies[0], replies[8], replies[1], replies[2] = "Rating: 2", "Rating: 10", "none", "Rating: 3"
-    found = benchmark.metrics(summed([benchmark.judged(str(k), [[r]]) for k, r in enumerate(replies)]))
+    found = benchmark.metrics(summed([benchmark.judged(str(k), "", [[r]]) for k, r in enumerate(replies)]))
     total = 92 * 6 + 2 + 1 + 0 + 3
     assert found["score"] == pytest.approx(total / 96)
     assert found["hallucination"] == pytest.approx(100 * 3 / 96)  # 2, 1 and the failed one
@@ -226,7 +226,7 @@ def test_mmhal_has_score_rate_and_types_and_takes_a_failed_reply_for_zero(tmp_pa
 def test_llavabenchs_means_include_failed_replies_as_minus_one(tmp_path: Path) -> None:
     benchmark = bench(write_llavabench(tmp_path))
     replies = ["8 6", "10 10", "9 3", "8, 9"]
-    found = benchmark.metrics(summed([benchmark.judged(str(k), [[r]]) for k, r in enumerate(replies)]))
+    found = benchmark.metrics(summed([benchmark.judged(str(k), "", [[r]]) for k, r in enumerate(replies)]))
     gpt4, model = round((8 + 10 + 9 - 1) / 4, 3), round((6 + 10 + 3 - 1) / 4, 3)
     assert found["relative"] == pytest.approx(100 * model / gpt4)
     assert (found["gpt4"], found["model"]) == pytest.approx((65, 45))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from nsft_exp.method.base import Base
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.nsft import NSFT
 from nsft_exp.method.sft import SFT
+from nsft_exp.plan import make_plan
 from nsft_exp.records import Correction, Exchange, Item, Preference, Sample, UserError
 
 
@@ -120,6 +122,8 @@ def test_loss_terms_are_weighted_as_stated() -> None:
     [
         (lambda: SFT(pairs="some"), "method.pairs=some"),
         (lambda: SFT(normalise="sum"), "method.normalise=sum"),
+        (lambda: SFT(match="samples"), "method.spare=0"),
+        (lambda: SFT(match="epochs", spare=3), "method.spare=3"),
         (lambda: DPO(beta=0), "method.beta=0"),
         (lambda: NSFT(correction_as="turn"), "method.correction_as=turn"),
         (lambda: NSFT(weight=-1), "negative"),
@@ -137,11 +141,48 @@ def test_matched_sft_repeats_items_until_it_has_nsfts_words() -> None:
         Item(Sample(str(n), None, "Q?", "a b c"), correction=Correction(str(n), "ok", dialogue=dialogue))
         for n in range(4)
     ]
-    examples = SFT(match="correction").examples(items, Random(0))
+    examples = SFT(match="epochs").examples(items, Random(0))
     # 4 x 3 words of the answers and 4 x 5 of the corrections: 32, reached by 11 answers of 3 words
     assert [e.id for e in examples] == [*"0123", *(f"{n}#1" for n in "0123"), *(f"{n}#2" for n in "012")]
 
 
+def test_sample_matched_sft_takes_further_samples_for_nsfts_words() -> None:
+    dialogue = (Exchange("Q?", "one two three"), Exchange("Q?", "one two"))
+    items = [
+        Item(Sample(str(n), None, "Q?", "a b c"), correction=Correction(str(n), "ok", dialogue=dialogue))
+        for n in range(9)
+    ]
+    examples = SFT(match="samples", spare=6).examples(items, Random(0))
+    # 3 x 3 words of the answers and 3 x 5 of the corrections: 24, reached by 5 further answers of 3 words
+    assert [e.id for e in examples] == [*"012", *(f"{n}#1" for n in "34567")]
+    with pytest.raises(UserError, match=r"method\.spare=3: further samples are 21 words short"):
+        SFT(match="samples", spare=3).examples(items, Random(0))
+
+
+def test_spare_samples_come_after_the_held_out_ones_which_every_method_shares() -> None:
+    from nsft_exp.stages import split_items
+
+    items = [item(str(n)) for n in range(9)]
+    nodes: dict[str, Any] = {"method": {"spare": 3}, "trainer": {"held_out": 2}}
+    trained, held_out = split_items(items, nodes)
+    assert [i.sample.id for i in trained] == [*"0123", *"678"]
+    assert [i.sample.id for i in held_out] == [*"45"]
+    assert split_items(items[:6], {**nodes, "method": {}})[1] == held_out
+
+
+@pytest.mark.parametrize(("size", "drawn"), [(4, 9), (None, None)])
+def test_the_source_draws_the_spare_samples_too(size: int | None, drawn: int | None) -> None:
+    config = {"source": {"size": size}, "trainer": {"held_out": 2}, "method": {"spare": 3}, "seed": 0}
+    config |= {key: {} for key in ("vlm", "recipe", "tuning", "pairing", "critic", "codebook", "benchmark")}
+    choices = dict.fromkeys(("source", "vlm", "method"), "x")
+    if drawn is None:
+        with pytest.raises(UserError, match=r"method\.spare: a whole source has no further samples"):
+            make_plan(config, choices, "sample")
+    else:
+        (step,) = make_plan(config, choices, "sample")
+        assert step.nodes["source"] == {"size": drawn}
+
+
 def test_matched_sft_without_corrections_is_refused() -> None:
     with pytest.raises(UserError, match="needs corrections"):
-        SFT(match="correction").examples([Item(Sample("0", None, "Q?", "a"))], Random(0))
+        SFT(match="epochs").examples([Item(Sample("0", None, "Q?", "a"))], Random(0))

@@ -21,13 +21,14 @@ from nsft_exp.report.cell import Cell, Row
 from nsft_exp.report.figure import draw_all
 from nsft_exp.report.page import to_html
 from nsft_exp.report.results import Results
-from synthetic_study import ShortAnswers, failed_cell, make_study
+from synthetic_study import ShortAnswers, failed_cell, make_study, without_codebook
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("study")
-    cells, study = make_study(folder, num_images=24)
+    cells, study = make_study(folder, num_images=36)
+    cells += without_codebook(folder, cells)
     study["description"] = "Five rows & <three> seeds."
     return make_results([*cells, failed_cell(folder)], study, replicates=200)
 
@@ -106,6 +107,16 @@ def test_failed_cells_and_figures_left_out_are_named(page: str, results: Results
     assert "out of memory on the accelerator; lower trainer.micro_batch" in page
     assert str(results.failed[0].log) in page
     assert "score against data size (needs a method at two sizes)" in page
+
+
+def test_the_classes_of_the_base_and_the_form_of_answers_have_sections(page: str, results: Results) -> None:
+    (table,) = results.classes
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    assert f"In-domain, vqa: the {table.number} worst and {table.number} best classes of base" in text
+    assert {a["id"] for tag, a in Elements(page).found if tag == "section"} >= {"in-domain", "form"}
+    cells = page.partition('id="in-domain"')[2].partition("</section>")[0].count("<td")
+    accuracies_and_differences = 2 + 2 * len(table.tables)
+    assert cells == 1 + accuracies_and_differences * len(results.arms)  # the corner
 
 
 def test_answers_of_all_labels_stand_beside_one_another(results: Results) -> None:

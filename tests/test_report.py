@@ -272,7 +272,8 @@ def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_is_written_whole_and_without_old_figures(report: Path) -> None:
     names = {str(f.relative_to(report)) for f in report.rglob("*") if f.is_file()}
-    figures = {f"figures/{p.name}.{s}" for p in PLOTS if p.name != "size" for s in ("png", "svg")}
+    shown = [p.name for p in PLOTS if p.name not in ("size", "words")]
+    figures = {f"figures/{name}.{s}" for name in shown for s in ("png", "svg")}
     tables = {"index.html", "table.md", "table.csv", "table.tex", "comparisons.csv", "summary.json"}
     assert names == figures | tables
 
@@ -319,6 +320,8 @@ def test_labels_keep_their_colour_and_no_two_look_alike() -> None:
     looks = [look(label, labels) for label in dict.fromkeys(labels)]
     assert len(set(looks)) == 6
     assert look("nsft", labels) == look("nsft", ["nsft"])
+    many = ["base", *(f"nsft/{i}" for i in range(30))]
+    assert len({look(label, many) for label in many}) == len(many)
 
 
 def test_errors_are_counted_by_codebook(study: Study) -> None:
@@ -358,3 +361,12 @@ def test_rows_that_a_swept_value_tells_apart_carry_it_in_their_label() -> None:
     recipes = [outcome("nsft", 0.1, 0), outcome("nsft", 0.2, 0, "equal")]
     assert _labels(recipes) == ["nsft recipe=toy", "nsft recipe=equal"]
     assert _labels([outcome("nsft", 0.1, 0), outcome("nsft", 0.1, 1)]) == ["nsft", "nsft"]
+
+
+def test_object_recall_and_length_stand_beside_the_scores_of_captions_untested(study: Study) -> None:
+    scores = ["pope/adversarial_auc", "chair/chair_s"]
+    results = make_results(study[0], {**study[1], "columns": scores}, replicates=50)
+    assert [c.key for c in results.headline] == scores
+    assert [c.key for c in results.shown] == [*scores, "chair/recall", "chair/length"]
+    tested = {c.column.key for t in results.tables for c in t.comparisons if c.adjusted is not None}
+    assert tested == set(scores)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from nsft_exp.records import UserError
-from nsft_exp.store import IGNORED, Store, is_ignored, leaves, replace_folder
+from nsft_exp.output import append_records
+from nsft_exp.records import Preference, UserError, to_json
+from nsft_exp.store import IGNORED, StageFolder, Store, is_ignored, leaves, replace_folder
 
 
 def test_a_key_does_not_depend_on_the_order_of_the_config(tmp_path: Path) -> None:
@@ -171,6 +172,20 @@ def test_rows_written_before_a_kill_are_whole(tmp_path: Path) -> None:
     assert done.returncode == -9
     rows = list(Store(tmp_path).open("respond", "x", "k").records())
     assert [row["id"] for row in rows] == [str(i) for i in range(100)]
+
+
+def test_records_stand_in_the_samples_order_once_a_stage_is_complete(tmp_path: Path) -> None:
+    folder, inputs = StageFolder(tmp_path), {"a": "1", "b": "2", "c": "3"}
+    with folder.appending() as append:  # what a killed run left, and a record whose input was another
+        for key, made_from in (("b", "2"), ("x", "9"), ("c", "0"), ("c", "3")):
+            append({"input": made_from, **to_json(Preference(key, "ok", "é", "f"))})
+    append_records(folder, [Preference("a", "equal", "g", "g")], inputs, 1)
+    rows = [(row["id"], row["input"]) for row in folder.records()]
+    assert rows == [("a", "1"), ("b", "2"), ("c", "0"), ("c", "3"), ("x", "9")]
+    assert (folder.manifest() or {})["statuses"] == {"equal": 1, "ok": 4}
+    before = (tmp_path / "records.jsonl").read_bytes()
+    append_records(folder, [], inputs, 0)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
 def test_two_processes_that_want_the_same_stage_wait_for_one_another(tmp_path: Path) -> None:

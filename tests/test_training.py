@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nsft_exp import losses
 from nsft_exp.lit import telling_out_of_memory
 from nsft_exp.losses import TokenScores
 from nsft_exp.method.dpo import DPO
@@ -98,6 +100,32 @@ def test_the_three_reference_modes_agree_and_start_at_log_two(
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["margin"] == pytest.approx(0, abs=1e-4)
     assert rows(tmp_path / "copy")[-1]["validation/margin"] != 0
+
+
+def test_each_held_out_example_is_recorded_before_and_after(items: list[Item], tmp_path: Path) -> None:
+    """A DPO margin is against the model before, so it is what the chosen-rejected gap has gained."""
+    train(DPO(), items, tmp_path / "run", items[:3], validate_every=2)
+    lines = (tmp_path / "run" / "held_out.jsonl").read_text("utf-8").splitlines()
+    steps: dict[int, dict[str, float]] = {}
+    for row in map(json.loads, lines):
+        steps.setdefault(row["step"], {})[row["example"]] = row["margin"]
+    assert list(steps) == [0, 2, 4]
+    assert set(steps[0]) == set(steps[4]) == {"s0", "s1", "s2"}
+    gained = sum(steps[4][name] - steps[0][name] for name in steps[0]) / 3
+    assert gained == pytest.approx(rows(tmp_path / "run")[-1]["validation/margin"], abs=1e-4)
+    assert not any(row["step"] == 0 for row in rows(tmp_path / "run"))
+
+
+def test_what_a_method_moves_is_a_margin_or_the_answers_that_it_teaches() -> None:
+    table = torch.tensor([[0.0, -1.0, -2.0], [0.0, -4.0, 0.0], [0.0, -3.0, -5.0], [0.0, -7.0, 0.0]])
+    role = torch.tensor([[0, 1, 1], [0, 2, 0], [0, 1, 3], [0, 1, 0]])
+    scores = TokenScores(table, torch.ones(4, 3), role, torch.tensor([0, 0, 1, 2]))
+    nan = math.nan
+    for reduction, margin in (("sum", 1.0), ("mean", 2.5)):
+        found = {name: values.tolist() for name, values in losses.optimised(scores, reduction)}
+        expected = {"margin": [margin, nan, nan], "correction": [nan, -5.0, nan], "chosen": [nan, nan, -7.0]}
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, nan_ok=True)
 
 
 def test_an_exact_kl_is_the_same_beside_a_copy_and_zero_at_the_start(
@@ -212,6 +240,7 @@ def test_a_run_stopped_in_the_middle_ends_as_if_it_had_not_been_stopped(tmp_path
     for name in (
         "metrics.jsonl",
         "samples.jsonl",
+        "held_out.jsonl",
         "adapter/adapter_model.safetensors",
         "adapter/adapter_config.json",
     ):
@@ -396,3 +425,16 @@ def test_control_c_stops_as_keyboard_interrupt_and_the_next_run_goes_on(
     for name in ("cut", "whole"):
         train(SFT(), items, tmp_path / name, epochs=3, checkpoint_every=1)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_validation_loss_is_of_the_weights_after_the_step(
+    items: list[Item], tmp_path: Path, precision: str
+) -> None:
+    """On the training examples themselves it is the next step's training loss."""
+    options = {"batch_size": len(items), "epochs": 2, "micro_batch": len(items), "learning_rate": 0.05}
+    train(SFT(), items, tmp_path / "run", items, **options, validate_every=1, precision=precision)
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    validation = [row["validation/loss"] for row in rows(tmp_path / "run") if "validation/loss" in row]
+    assert abs(losses[1] - losses[0]) > 0.1
+    assert validation[0] == pytest.approx(losses[1], rel=1e-3)

@@ -164,6 +164,43 @@ def test_an_answer_stops_at_its_end_token_or_at_the_limit(loaded: LoadedHF) -> N
     assert (reply.finish, len(reply.ids)) == ("length", 3)
 
 
+def test_beams_find_an_answer_at_least_as_likely_a_token_as_the_greedy_one(
+    loaded: LoadedHF, images: list[str]
+) -> None:
+    def mean_logp(request: Request, reply: Reply) -> float:
+        ids = [*loaded.chat.prompt(request.turns, loaded.num_image_tokens), *reply.ids]
+        with torch.no_grad():
+            logits = loaded.model(
+                input_ids=torch.tensor([ids]), pixel_values=loaded.pixels(images[2])[None]
+            ).logits[0, -len(reply.ids) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(1, torch.tensor(reply.ids)[:, None]).mean())
+
+    requests = [ask(2, images[2], decoding={"num_beams": beams, "max_new_tokens": 12}) for beams in (1, 8)]
+    (greedy,), (best,) = (answers(loaded, [request], 1)["r2"] for request in requests)
+    assert best.ids != greedy.ids
+    assert mean_logp(requests[1], best) > mean_logp(requests[0], greedy)
+    assert best.text == loaded.tokenizer.decode(best.ids, skip_special_tokens=True).strip()
+
+
+def test_beams_end_where_an_answer_ends_whatever_the_checkpoint_wants(
+    loaded: LoadedHF, images: list[str]
+) -> None:
+    end, weight = loaded.chat.end, loaded.model.lm_head.weight.data
+    before, loaded.model.generation_config.min_new_tokens = weight.clone(), 5
+    beams = {"num_beams": 3, "max_new_tokens": 6}
+    try:
+        request = ask(2, None, decoding=beams)
+        state = loaded.hidden(torch.tensor([loaded.chat.prompt(request.turns)]))[0, -1]
+        weight[end] = 100 * state / state.norm()
+        (reply,) = answers(loaded, [request], 1)["r2"]
+        assert (reply.finish, reply.text, reply.ids) == ("stop", "", (end,))
+    finally:
+        weight.copy_(before)
+        loaded.model.generation_config.min_new_tokens = None
+    (reply,) = answers(loaded, [ask(2, None, decoding=beams)], 1)["r2"]
+    assert (reply.finish, len(reply.ids)) == ("length", 6)
+
+
 def test_an_answer_goes_on_from_its_prefix(loaded: LoadedHF, images: list[str]) -> None:
     (whole,) = answers(loaded, [ask(3, images[0], answer_prefix="Yes, there")], 1)["r3"]
     assert whole.text.startswith("Yes, there")
@@ -173,7 +210,9 @@ def test_an_answer_goes_on_from_its_prefix(loaded: LoadedHF, images: list[str]) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decoding": {"num_beams": 5}}, "beam"),
+        ({"decoding": {"num_beams": 0}}, "request r1: num_beams=0: must be at least 1"),
+        ({"decoding": {"num_beams": 5, "temperature": 1.0}}, "request r1: beam search goes without sampling"),
+        ({"decoding": {"num_beams": 5}, "n": 2}, "request r1: beam search goes without several answers"),
         ({"view": "diffusion:5000", "image": "x.png"}, "diffusion:5000"),
         ({"image": "gone.png"}, "gone.png"),
         ({"turns": (Turn("prompt", "a"), Turn("prompt", "b"))}, "last turn"),

@@ -170,7 +170,8 @@ def test_a_pictures_size_is_read_from_the_head_of_its_file_and_turned_as_it_is(t
 
 def ask(number: int, image: str | None, **changes: Any) -> Request:
     turns = (Turn("prompt", "Is there a " + "cat " * number + "?"),)
-    return Request(f"r{number}", image, turns, decoding=Decoding(max_new_tokens=6 + number % 3), **changes)
+    decoding = Decoding(**{"max_new_tokens": 6 + number % 3, **changes.pop("decoding", {})})
+    return Request(f"r{number}", image, turns, decoding=decoding, **changes)
 
 
 def answers(loaded: LoadedHF, requests: list[Request], batch_size: int) -> dict[str, Any]:
@@ -221,16 +222,36 @@ def their_inputs(loaded: LoadedHF, ids: torch.Tensor, images: list[str]) -> dict
     return inputs | dict(processor(pictures, return_tensors="pt")) | {"mm_token_type_ids": types}
 
 
-def test_a_greedy_answer_equals_hugging_faces(loaded: LoadedHF, images: list[str]) -> None:
+@pytest.mark.parametrize("beams", [1, 5])
+def test_a_greedy_or_beam_answer_equals_hugging_faces(
+    loaded: LoadedHF, images: list[str], beams: int
+) -> None:
     for number in (1, 3, 9):
-        request = ask(number, images[number])
+        request = ask(number, images[number], decoding={"num_beams": beams})
         reply = answers(loaded, [request], 1)[request.id][0]
         prompt = torch.tensor([loaded.chat.prompt(request.turns, loaded.layout(images[number]).tokens)])
         theirs = loaded.model.generate(
             **their_inputs(loaded, prompt, [images[number]]), do_sample=False, pad_token_id=0,
-            eos_token_id=loaded.chat.end, max_new_tokens=request.decoding.max_new_tokens,
+            eos_token_id=loaded.chat.end, max_new_tokens=request.decoding.max_new_tokens, num_beams=beams,
         )  # fmt: skip
         assert list(reply.ids) == theirs[0, prompt.shape[1] :].tolist()
+
+
+def test_batched_beam_answers_equal_unbatched_ones_with_greedy_ones_between_them(
+    loaded: LoadedHF, images: list[str]
+) -> None:
+    requests = [
+        ask(
+            n,
+            images[n % 5] if n % 4 else None,
+            decoding={"num_beams": 1 + 3 * (n % 3 > 0), "max_new_tokens": 9},
+        )
+        for n in range(9)
+    ]
+    alone, together = answers(loaded, requests, 1), answers(loaded, requests, 32)
+    assert {key: reply.ids for key, (reply,) in alone.items()} == {
+        key: reply.ids for key, (reply,) in together.items()
+    }
 
 
 def test_qwens_positions_are_those_of_transformers(images: list[str]) -> None:

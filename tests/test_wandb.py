@@ -227,14 +227,22 @@ def test_offline_nothing_streams(cell: Cell, tmp_path: Path) -> None:
 
 
 def test_a_cell_streams_its_training(told: list[Any], nsft: Callable[..., int]) -> None:
-    assert nsft("method=cont_sft", *DEBUG, *POPE_ONLY, "logger=wandb", "logger.mode=online") == 0
+    watched = ("trainer.evaluate_every=2", "trainer.evaluate_limit=4")
+    assert nsft("method=cont_sft", *DEBUG, *POPE_ONLY, "logger=wandb", "logger.mode=online", *watched) == 0
     ended = told.index(("finish", 0))
     losses = [(step, row["loss"]) for _, step, row in told[1:ended] if "loss" in row]
     assert [step for step, _ in losses] == [1, 2]
     (file,) = Path("runs/train").glob("*/metrics.jsonl")
-    assert losses == [(row["step"], row["loss"]) for row in map(json.loads, file.read_text().splitlines())]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert losses == [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    (looks,) = [row for row in rows if "loss" not in row]
+    assert looks.pop("step") == 2
+    assert "benchmark/pope/random_accuracy" in looks or "benchmark/pope/adversarial_accuracy" in looks
+    assert ("log", 2, looks) in told[1:ended]
     assert any("time/tokens_per_second" in row for _, _, row in told[1:ended])
     assert told[ended + 1] == ("init", told[0][1], None)
+    (table,) = [row["answers/training"] for _, _, row in told[ended + 2 : -1] if "answers/training" in row]
+    assert len(table.data) == 4
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -57,6 +57,7 @@ def train(
     options: dict[str, Any] = {"accelerator": "cpu", "micro_batch": 4, "threads": 1}
     tuning: dict[str, Any] = {}
     seed, vlm = changes.pop("seed", 0), changes.pop("vlm", None) or ScratchLlava(device="cpu")
+    watched = changes.pop("watched", ())
     for name, value in changes.items():
         group = next(
             g
@@ -76,6 +77,7 @@ def train(
         trainer=TrainerOptions(**options),
         seed=seed,
         progress=False,
+        watched=watched,
     )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from nsft_exp.plan import Step
-from nsft_exp.records import Sample, to_json
+from nsft_exp.records import Sample, UserError, to_json
 from nsft_exp.store import StageFolder, Store
 
 
@@ -29,6 +30,9 @@ class CellRun:
     keys: dict[str, str] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
     """The `logger` that training streams its rows to, and the `run` there; plain values, for a child too."""
+
+    watched: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The benchmarks (config nodes by name) that a training answers questions of now and then."""
 
     looking: bool = False
     """Find out whether all is done, and do nothing."""
@@ -54,8 +58,17 @@ class CellRun:
 
 
 def build(node: dict[str, Any]) -> Any:
-    """Return the object that a config node describes: its `_target_` called with its other keys."""
-    return instantiate(node, _convert_="all")
+    """Return the object that a config node describes: its `_target_` called with its other keys.
+
+    Raises the UserError of a constructor as it is, not in Hydra's words.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise (cause or error) from None
 
 
 def to_order(step: Step, run: CellRun) -> dict[str, Any]:
@@ -67,6 +80,7 @@ def to_order(step: Step, run: CellRun) -> dict[str, Any]:
         "folders": {name: str(folder.path) for name, folder in run.folders.items()},
         "keys": run.keys,
         "stream": run.stream,
+        "watched": run.watched,
     }
 
 
@@ -74,4 +88,6 @@ def from_order(order: dict[str, Any]) -> tuple[Step, CellRun]:
     """Return the step and the run that `to_order` wrote."""
     step = Step(**(order["step"] | {name: tuple(order["step"][name]) for name in ("inputs", "init")}))
     folders = {name: StageFolder(Path(path)) for name, path in order["folders"].items()}
-    return step, CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])
+    run = CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])
+    run.watched = order["watched"]
+    return step, run

@@ -79,13 +79,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunFiles:
-    """The files of a training: metrics, times, sample answers, checkpoint."""
+    """The files of a training: metrics, times, sample answers, held-out examples, checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = Rows(folder / "metrics.jsonl")
         self.times = Rows(folder / "times.jsonl")
         self.samples = Rows(folder / "samples.jsonl")
+        self.held_out = Rows(folder / "held_out.jsonl")
         self.checkpoint = folder / "checkpoint" / "last.ckpt"
 
     def read_checkpoint(self) -> dict[str, Any]:
@@ -99,8 +100,8 @@ class RunFiles:
 
     def cut_after(self, step: int) -> None:
         """Take off the rows of steps that a resumed run will do again."""
-        for rows in (self.metrics, self.times, self.samples):
-            rows.cut_after(step)
+        for rows in (self.metrics, self.times, self.samples, self.held_out):
+            rows.cut_after(step if step else -1)  # what a training writes before its first step has step 0
 
 
 class Rows:

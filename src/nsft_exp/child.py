@@ -18,19 +18,24 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What ends a job: SIGTERM, and SLURM's warning that its time is up (`--signal=USR1@120`; submitit: USR2)."""
 
 
-def run_child(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, list[str]]:
+def run_child(
+    command: Sequence[str], env: dict[str, str] | None = None, merged: bool = False
+) -> tuple[int, list[str]]:
     """Run a command; its stderr is passed on. Returns (return code, last lines of its stderr).
 
-    It has a session of its own, so that its end is no one else's. A stopping signal goes on to it as SIGTERM,
-    it is waited for, who listened before hears it too, and KeyboardInterrupt is raised.
+    `merged`: its stdout too, as stderr, so that ours has our own words only. It has a session of its own, so
+    that its end is no one else's. A stopping signal goes on to it as SIGTERM, it is waited for, who listened
+    before hears it too, and KeyboardInterrupt is raised.
     """
     tail: deque[str] = deque(maxlen=TAIL)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if merged else {}
     with subprocess.Popen(command, env=env, errors="replace", start_new_session=True, **options) as child:
-        assert child.stderr is not None
+        said = child.stdout if merged else child.stderr
+        assert said is not None
         try:
             with hearing(lambda number: child.terminate()) as heard:
-                for line in child.stderr:
+                for line in said:
                     sys.stderr.write(line)
                     tail.append(line)
                 child.wait()

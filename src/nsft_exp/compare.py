@@ -240,5 +240,8 @@ def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
 
 
 def _with_interval(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """The value and its interval; a dash where it is not defined (too few items, say)."""
+    if value != value:
+        return "–"
     ends = f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]" if interval else ""
     return f"{value:{sign}.2f}{ends}"

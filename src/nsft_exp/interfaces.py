@@ -8,7 +8,7 @@ opened, models loaded and torch imported only when the object is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -59,7 +59,9 @@ class VLM(Protocol):
     def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
         """What answers with the model and these trained parts: the loaded model itself, or another engine.
 
-        Where it has `close()`, that is called at the end of the stage.
+        Where it has `close()`, that is called at the end of the stage. A VLM that a server answers for also
+        has `usage(keys) -> dict`: what the calls behind its replies (`Reply.request`) have cost, and
+        `check_served(adapters)`, which raises UserError for trained parts that the server cannot have.
         """
 
     def files(self) -> list[Path]:
@@ -86,7 +88,9 @@ class Critic(Protocol):
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in any order (a critic may be concurrent).
 
-        Reads the question, the two answers and the codebook; never an annotation of the image.
+        Reads the question, the two answers and the codebook; never an annotation of the image. A critic
+        whose corrections depend on other pairs too also has `survey(pairs) -> None`, which is called before
+        with all pairs of the cell.
         """
 
 
@@ -97,10 +101,20 @@ class Needs:
     reference: Literal["nothing", "logp", "distribution"] = "nothing"
     direction: Literal["forward", "reverse"] = "forward"
     """Of the divergence, where it reads the distribution: KL(reference || policy), or the reverse."""
+    values: bool = False
+    """A scalar head's values in place of log-probabilities: a reward model."""
+    rollouts: bool = False
+    """The policy's own answers, scored by a reward model: PPO, which is trained by `nsft_exp.ppo`."""
 
 
 class Method(Protocol):
-    """Which examples are trained on, and their loss. Nothing else."""
+    """Which examples are trained on, and their loss. Nothing else.
+
+    A method that can tell whether its training came to something also has `check(rows of metrics) -> None`,
+    which raises UserError where it did not: it is called at the end of every train stage, a finished one
+    included. One that not every way of training suits has `fits(recipe, tuning, trainer) -> None`, which
+    raises UserError.
+    """
 
     consumes: ClassVar[Literal["nothing", "sample", "preference", "correction"]]
 
@@ -117,6 +131,42 @@ class Method(Protocol):
         A weight depends on roles, weights and example numbers only, never on log-probabilities, so that
         the loop can count it before the first forward pass.
         """
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a model is served by the OpenAI protocol, under which name, and the key to it."""
+
+    base_url: str
+    model: str
+    key: str = field(default="", repr=False)
+
+
+class Evaluator(Protocol):
+    """A benchmark that another program evaluates: it asks the model's server itself, and scores."""
+
+    name: str
+
+    def command(self, address: Address, out: Path, limit: int | None) -> tuple[list[str], dict[str, str]]:
+        """The words that run the program, and what they add to the environment."""
+
+    def outcome(self, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What the program has written, as (an evaluate stage's summary, a record for each item)."""
+
+
+class Watched(Protocol):
+    """Questions of a benchmark that a model answers now and then while it is trained."""
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name in the cell."""
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The questions."""
+
+    def metrics(self, replies: Mapping[str, Reply]) -> dict[str, float]:
+        """The official rule on these answers: the metrics that have a value."""
 
 
 class Benchmark(Protocol):
@@ -145,7 +195,12 @@ class Benchmark(Protocol):
         the arithmetic is elementwise; NaN where a metric is undefined."""
 
     def describe(self) -> list[Metric]:
-        """How each metric is shown and compared, headline first."""
+        """How each metric is shown and compared, headline first.
+
+        A benchmark whose headline is a mean over items and that knows question types also has
+        `classes() -> {item id: question type and answer}`: reports score the base's worst and best classes.
+        One with a table of objects has `objects_in(text) -> words`: reports count them in corrections.
+        """
 
     def files(self) -> list[Path]:
         """The files whose content decides the score (for the stage's key)."""

@@ -53,6 +53,11 @@ class Job:
     validation: Sequence[Example]
     world: World = field(default_factory=World)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of the layers."""
+        return self.world.size > 1 and self.trainer.strategy == "fsdp2"
+
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """Micro-batches of these examples."""
         lengths = [example.length for example in self.examples]
@@ -80,8 +85,10 @@ def prepare(
     world: World,
 ) -> Job:
     """Load the model and encode the examples. Raises UserError where nothing fits or is there to learn."""
-    device = _device(trainer, world)
-    loaded = _load(vlm, parents, device, tuning)
+    if trainer.strategy == "fsdp2" and tuning.quantization:
+        raise UserError("trainer=fsdp2: weights in 4 bits cannot be in parts; take trainer=ddp")
+    device = device_of(trainer, world)
+    loaded = load_model(vlm, parents, device, tuning)
     loaded.opener = open_image
     limit = min(recipe.max_length, loaded.max_length)
     train, counts = encode_examples(examples, loaded.chat, loaded.layout, limit)
@@ -90,8 +97,6 @@ def prepare(
         raise UserError(
             f"no example fits within {limit} tokens ({counts['dropped']} dropped); raise recipe.max_length"
         )
-    precision = trainer.precision or ("32-true" if loaded.model.dtype == torch.float32 else "bf16-mixed")
-    pixels = lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // loaded.preprocessing.max_bytes))(loaded.pixels)
     return Job(
         loaded=loaded,
         method=method,
@@ -99,25 +104,37 @@ def prepare(
         num_trained=len(train),
         dropped=counts,
         steps=global_batches(len(train), recipe.batch_size, recipe.epochs, seed),
-        pixels=pixels,
+        pixels=pixel_cache(loaded),
         recipe=recipe,
         tuning=tuning,
         trainer=trainer,
         seed=seed,
-        precision=precision,
+        precision=precision_of(trainer, loaded),
         device=device,
         validation=validation,
         world=world,
     )
 
 
-def _load(vlm: VLM, parents: Sequence[Path], device: torch.device, tuning: Tuning) -> LoadedHF:
+def precision_of(trainer: TrainerOptions, loaded: LoadedHF) -> str:
+    """Lightning's word for the precision: the trainer's, or what follows from the weights' type."""
+    return trainer.precision or ("32-true" if loaded.model.dtype == torch.float32 else "bf16-mixed")
+
+
+def pixel_cache(loaded: LoadedHF) -> Callable[[str, str], torch.Tensor]:
+    """The model's reader of images, which remembers as many of them as the cache takes."""
+    return lru_cache(maxsize=max(1, PIXEL_CACHE_BYTES // loaded.preprocessing.max_bytes))(loaded.pixels)
+
+
+def load_model(vlm: VLM, parents: Sequence[Path], device: torch.device, tuning: Tuning) -> LoadedHF:
+    """The model that training starts from, on its device."""
     options = {"quantization": tuning.quantization} if tuning.quantization else {}
     loaded: Any = vlm.load(parents, device=str(device), **options)  # type: ignore[call-arg]
     return loaded
 
 
-def _device(trainer: TrainerOptions, world: World) -> torch.device:
+def device_of(trainer: TrainerOptions, world: World) -> torch.device:
+    """Where this process trains. Raises UserError where a GPU is asked for and there is none."""
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: there is no GPU here; take trainer.accelerator=cpu")
     gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
@@ -132,7 +149,7 @@ def make_reference(job: Job, folder: Path, vlm: VLM, parents: Sequence[Path]) ->
     if mode == "adapter_off":
         return Live(job.loaded)
     if mode == "copy":
-        other = _load(vlm, parents, job.device, job.tuning)
+        other = load_model(vlm, parents, job.device, job.tuning)
         other.model.requires_grad_(False)
         return Live(other)
     mine = range(job.world.rank, len(job.examples), job.world.size)
@@ -146,7 +163,7 @@ def make_trainable(job: Job) -> PeftModel | None:
     """Freeze and unfreeze, or put LoRA on the model (returned then). Trained weights are held in float32."""
     model, tuning = job.loaded.model, job.tuning
     model.requires_grad_(False)
-    peft = _with_lora(job) if tuning.kind == "lora" else None
+    peft = with_lora(job.loaded, job.recipe, tuning, job.seed) if tuning.kind == "lora" else None
     if tuning.kind == "full":
         if is_stacked(model):
             raise UserError(
@@ -166,19 +183,19 @@ def make_trainable(job: Job) -> PeftModel | None:
     return peft
 
 
-def _with_lora(job: Job) -> PeftModel:
-    recipe, tuning = job.recipe, job.tuning
+def with_lora(loaded: LoadedHF, recipe: Recipe, tuning: Tuning, seed: int) -> PeftModel:
+    """Put a new LoRA, drawn from the seed, on the model. Raises UserError where no module has such a name."""
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=tuning.targets,
-        modules_to_save=[job.loaded.family.projector] if tuning.train_projector else None,
+        modules_to_save=[loaded.family.projector] if tuning.train_projector else None,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
+        torch.manual_seed(seed)
         try:
-            return get_peft_model(job.loaded.model, config)
+            return get_peft_model(loaded.model, config)
         except ValueError as error:
             raise UserError(
                 f"tuning.targets={tuning.targets}: no module has such a name ({error})"

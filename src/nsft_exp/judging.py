@@ -1,8 +1,8 @@
 """Asking a benchmark's judge about answers: a reply is on the disk before it is used, and never asked twice.
 
-The ledger (`calls.jsonl`) lies in the evaluate stage's folder, or beside the scores of `nsft score`. A judge
-that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted, the
-official means are then None, and the same command asks for what is missing.
+The ledger (`calls.jsonl`) lies in the evaluate stage's `judge/`, or beside the scores of `nsft score`. A
+judge that cannot be reached, or whose budget is spent, leaves items without a judgement: they are counted,
+the official means are then None, and the same command asks for what is missing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Judged:
 
     replies: dict[str, list[tuple[Said, ...]]]
     """By item: each run's replies in order. Items without all of them are left out."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """What was judged, by item."""
     usage: dict[str, Any] = field(default_factory=dict)
     """What the calls have cost, those of earlier runs included."""
     account: str = ""
@@ -39,7 +41,8 @@ class Judged:
         """The score of an item; None where its judgement was never obtained."""
         if key not in self.replies:
             return None
-        score: ItemScore | None = benchmark.judged(key, [[s.text for s in run] for run in self.replies[key]])
+        runs = [[said.text for said in run] for run in self.replies[key]]
+        score: ItemScore | None = benchmark.judged(key, self.answers[key], runs)
         return score
 
     def record(self, key: str) -> list[list[dict[str, Any]]] | None:
@@ -72,8 +75,8 @@ def ask_judge(benchmark: Any, answers: Mapping[str, str], folder: Path) -> Judge
     }
     if account:
         print(f"nsft: warning: {benchmark.name}: {account}", file=sys.stderr)
-    usage = {**_usage(client, judge, keys), "unjudged": len(answers) - len(replies)}
-    return Judged(replies, usage, account)
+    usage = {**client.usage(judge.model, keys), "unjudged": len(answers) - len(replies)}
+    return Judged(replies, answers, usage, account)
 
 
 def _calls(
@@ -112,21 +115,6 @@ def _finished(
     benchmark: Any, answers: Mapping[str, str], said: Mapping[Slot, tuple[Said, ...]], slot: Slot
 ) -> bool:
     return not _calls(benchmark, answers, said, [slot])
-
-
-def _usage(client: Client, judge: Judge, keys: list[str]) -> dict[str, Any]:
-    calls = client.ledger.sums(keys)
-    return {
-        "model": judge.model,
-        "requests": calls.asked,
-        "replies": calls.replies,
-        "failed": dict(sorted(calls.failed.items())),
-        "lost": calls.lost,
-        "without_usage": calls.silent,
-        "input_tokens": calls.usage.input,
-        "output_tokens": calls.usage.output,
-        "money": judge.budget.cost(calls.usage),
-    }
 
 
 def judge_file(benchmark: Any, path: Path, folder: Path | None) -> ScoredAnswers:

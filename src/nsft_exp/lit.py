@@ -8,9 +8,10 @@ depend on the cut. Lightning's global step is the optimizer step.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,8 @@ from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
+from nsft_exp.sharding import clip_gradients, is_shardable, part_of, whole
+from nsft_exp.value_head import ScalarHead
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.world import World
 
@@ -37,9 +40,12 @@ class TokenTraining(L.LightningModule):
     """Trains the trainable weights of `loaded.model` by a method's loss.
 
     `record(row)` takes each logged step's metrics and `record_time(row)` its times. `validate()` yields the
-    validation micro-batches; `look(step)` is called where sample answers are due. `shared_features` says that
+    validation micro-batches; `look(step)` is called where sample answers are due, `record_held_out(row)`
+    takes what each held-out example came to, before the first step too, and `evaluate(step)` is called every
+    `evaluate_every` steps and after the last (0: never). `shared_features` says that
     the reference makes the same image features as the policy. In a `world` of several processes each runs its
-    own share of a global batch, and sums and gradients are those of all.
+    own share of a global batch, and sums and gradients are those of all; `filler` makes a micro-batch that
+    does not count, for weights that are in parts (`sharding`).
     """
 
     def __init__(
@@ -56,13 +62,19 @@ class TokenTraining(L.LightningModule):
         validate_every: int = 0,
         validate: Callable[[], Iterable[Batch]] = tuple,
         look: Callable[[int], None] = lambda step: None,
+        record_held_out: Callable[[dict[str, Any]], None] = lambda row: None,
+        evaluate_every: int = 0,
+        evaluate: Callable[[int], None] = lambda step: None,
         shared_features: bool = False,
         world: World = ALONE,
+        value_head: ScalarHead | None = None,
+        filler: Callable[[], Batch] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False
         self.model = loaded.model
+        self.value_head = value_head
         self.loaded = loaded
         self.method = method
         self.pi_ref = reference
@@ -72,29 +84,34 @@ class TokenTraining(L.LightningModule):
         self.record, self.record_time = record, record_time
         self.log_every, self.validate_every = log_every, validate_every
         self.validation, self.look = validate, look
+        self.record_held_out = record_held_out
+        self.evaluate_every, self.evaluate = evaluate_every, evaluate
         self.shared_features = shared_features
         self.world = world
+        self.filler = filler
 
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
-        recipe = self.recipe
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        betas = (recipe.betas[0], recipe.betas[1])
-        return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
+        return adamw(self.recipe, self.named_parameters())
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The trainable weights only: the base model is never in a checkpoint."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        """The trainable weights only, whole: the base model is never in a checkpoint."""
+        trained = ((name, p.detach()) for name, p in self.named_parameters() if p.requires_grad)
+        return {name: whole(p, self.world.first) for name, p in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Take weights from a checkpoint: of each one what this rank has of it."""
+        own = dict(self.named_parameters())
+        parts = {name: part_of(value, own[name]) for name, value in state_dict.items() if name in own}
+        return super().load_state_dict(parts, *args, **options)
 
     def on_train_start(self) -> None:
         """Dropout on (Lightning leaves a model in the mode that it finds)."""
         self.model.train()
+        if self.validate_every and self.global_step == 0:
+            self._validate(0)
 
     def training_step(self, batches: list[Batch], index: int) -> None:
         """One optimizer step on one global batch."""
@@ -115,8 +132,14 @@ class TokenTraining(L.LightningModule):
             tokens = held.pop("tokens")
             self.record(row | held)
             self.record_time(times(step, tokens, time.perf_counter() - started, self.device))
-        if self.validate_every and (step % self.validate_every == 0 or step == self.num_steps):
+        if self._is_due(self.validate_every, step):
             self._validate(step)
+        if self._is_due(self.evaluate_every, step):
+            with evaluating(self.model):
+                self.evaluate(step)
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.num_steps)
 
     # --- the step ----------------------------------------------------------------------------------
 
@@ -124,21 +147,38 @@ class TokenTraining(L.LightningModule):
         """Gradients of the whole global batch; returns the summed terms and diagnostics."""
         weights = self.world.summed(term_weights(self.method, batches))
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
-        for batch in batches:
+        for batch, counts in self._in_step(batches):
             with telling_out_of_memory(len(batch.numbers)):
                 policy, reference = self._scores(batch)
-                terms = self.method.loss(policy, reference)
+                terms = self.method.loss(policy, reference) if counts else {}
                 parts = [total / weights[name] for name, (total, _) in terms.items() if weights[name] > 0]
+                if self.filler is not None:  # a backward pass for every forward pass, on all ranks
+                    parts.append(0.0 * (policy.logp if policy.value is None else policy.value).sum())
                 if parts:
                     self.manual_backward(torch.stack(parts).sum())
-            add(totals, terms, policy, reference)
+            if counts:
+                add(totals, terms, policy, reference)
         return totals
+
+    def _in_step(self, batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Yield (micro-batch, whether it counts): where weights are in parts, as many on every rank.
+
+        Each pass puts the layers together from all ranks' parts, so that all must make it.
+        """
+        most = len(batches) if self.filler is None else max(self.world.gathered(len(batches)))
+        yield from ((batch, True) for batch in batches)
+        for _ in range(most - len(batches)):
+            assert self.filler is not None
+            yield self.filler().to(self.device), False
 
     def _scores(self, batch: Batch) -> tuple[TokenScores, TokenScores | None]:
         """The policy's and the reference's token scores of a micro-batch."""
         head = self.model.lm_head
         features = self.loaded.features(batch.pixels) if batch.pixels is not None else None
         hidden = self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
+        if self.value_head is not None:
+            zeros, value = torch.zeros_like(batch.weight), self.value_head(hidden)
+            return TokenScores(zeros, batch.weight, batch.role, batch.example, value=value), None
         logp = losses.token_logps(hidden, head, batch.ids, batch.where)
         shared = features.detach() if self.shared_features and features is not None else None
         needs = self.method.needs
@@ -162,28 +202,72 @@ class TokenTraining(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self.world.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = self.recipe.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
-        for group in optimizer.param_groups:
-            group["lr"] = self.recipe.rate(step, self.num_steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
+        return step_on(optimizer, self.recipe, self.recipe.rate(step, self.num_steps))
 
     # --- validation --------------------------------------------------------------------------------
 
     def _validate(self, step: int) -> None:
-        """Record the loss terms and diagnostics over the whole validation set, then sample answers."""
+        """Record the loss terms and diagnostics over the whole validation set, then sample answers.
+
+        Before the first step only what each example comes to is recorded.
+        """
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad(), evaluating(self.model):
-            for batch in self.validation():
+            for batch, counts in self._in_step(list(self.validation())):
                 policy, reference = self._scores(batch.to(self.device))
+                if not counts:
+                    continue
                 add(totals, self.method.loss(policy, reference), policy, reference)
-            found = means(self.world.summed(totals))
+                if self.value_head is None:
+                    self._record_examples(step, batch, policy)
+            if not step:
+                return
+            summed = self.world.summed(totals)
+            found = means(summed)
             if len(found) > 1:
-                self.record({"step": step} | {f"validation/{name}": value for name, value in found.items()})
+                held = {"pairs": summed["accuracy"][1]} if self.value_head is not None else {}
+                row = {f"validation/{name}": value for name, value in (held | found).items()}
+                self.record({"step": step} | row)
             self.look(step)
+
+    def _record_examples(self, step: int, batch: Batch, policy: TokenScores) -> None:
+        """Record what each of the micro-batch's examples came to. (Of several processes none does.)"""
+        if self.world.size > 1:
+            return
+        reduction = getattr(self.method, "reduction", "sum")
+        values = {name: value_E.tolist() for name, value_E in losses.optimised(policy, reduction)}
+        for place, number in enumerate(batch.numbers):
+            row = {name: value[place] for name, value in values.items() if math.isfinite(value[place])}
+            self.record_held_out({"step": step, "example": int(number), **row})
+
+
+def adamw(recipe: Recipe, named: Iterable[tuple[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW on those of the parameters that are trained, with the recipe's weight decay on matrices only.
+
+    What may be in parts is in groups of its own: one step cannot be made on parts and whole weights together.
+    """
+    trained = [(is_shardable(name), p) for name, p in named if p.requires_grad]
+    groups = [
+        {
+            "params": [p for own, p in trained if own == shardable and (p.dim() >= 2) == matrix],
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+        }
+        for shardable in (True, False)
+        for matrix in (True, False)
+    ]
+    betas = (recipe.betas[0], recipe.betas[1])
+    return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
+
+
+def step_on(optimizer: Any, recipe: Recipe, rate: float) -> Tensor:
+    """Clip the gradients, step at this rate and forget them. Returns the gradient's norm before clipping."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = clip_gradients(trained, recipe.clip_norm or float("inf"))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
@@ -191,7 +275,7 @@ def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
     weights: dict[str, float] = defaultdict(float)
     for batch in batches:
         zeros = torch.zeros_like(batch.weight)
-        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros)
+        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros, value=zeros)
         for name, (_, weight) in method.loss(blank, blank).items():
             weights[name] += float(weight)
     return weights

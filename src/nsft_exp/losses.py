@@ -30,7 +30,8 @@ class TokenScores:
 
     `logp[b, t]` is log p(token t | tokens before t) in float32, 0 where the token is not supervised.
     `example[b]` numbers the micro-batch's examples from 0 (the sequences of one example share a number).
-    `kl[b, t]` is the divergence between reference and policy at that token, where a loss asked for it.
+    `kl[b, t]` is the divergence between reference and policy at that token, where a loss asked for it, and
+    `value[b, t]` a scalar head's value of the text up to and with that token.
     """
 
     logp: Tensor
@@ -38,6 +39,7 @@ class TokenScores:
     role: Tensor
     example: Tensor
     kl: Tensor | None = None
+    value: Tensor | None = None
 
     @property
     def num_examples(self) -> int:
@@ -187,6 +189,16 @@ def answer_logps(scores: TokenScores, *roles: str, reduction: str = "sum") -> Te
     return sums_E / torch.where(weights_E > 0, weights_E, 1.0)
 
 
+def last_values(scores: TokenScores, role: str) -> Tensor:
+    """Return value_E: a scalar head's value at the last token of this role, which one sequence each has."""
+    if scores.value is None:
+        raise ValueError("these scores hold no values: the method's needs.values must be True")
+    where_BT = scores.role == ROLES.index(role)
+    place_B = (where_BT * torch.arange(where_BT.shape[1], device=where_BT.device)).amax(1)
+    value_B = scores.value.gather(1, place_B[:, None])[:, 0] * where_BT.any(1)
+    return by_example(value_B, scores)
+
+
 def log_ratios(
     policy: TokenScores, reference: TokenScores | None, role: str, reduction: str = "sum"
 ) -> Tensor:
@@ -227,12 +239,33 @@ def _weight(scores: TokenScores, roles: tuple[str, ...]) -> Tensor:
 # --- what is watched -------------------------------------------------------------------------------
 
 
+def optimised(policy: TokenScores, reduction: str = "sum") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, value_E) of what a method moves, NaN for an example that has no such answer.
+
+    `margin`: log p of the chosen minus that of the rejected answer (its change over a training is the DPO
+    margin against the model before); `correction` and, where nothing is rejected or corrected, `chosen`: log
+    p of these answers. `reduction` is over an answer's tokens.
+    """
+    sums = {role: answer_logps(policy, role, reduction=reduction) for role in ROLES[1:]}
+    has = {role: by_example(_weight(policy, (role,)).sum(1), policy) > 0 for role in ROLES[1:]}
+    pair_E = has["chosen"] & has["rejected"]
+    alone_E = has["chosen"] & ~pair_E & ~has["correction"]
+    nan_E = torch.full_like(sums["chosen"], math.nan)
+    yield "margin", torch.where(pair_E, sums["chosen"] - sums["rejected"], nan_E)
+    yield "correction", torch.where(has["correction"], sums["correction"], nan_E)
+    yield "chosen", torch.where(alone_E, sums["chosen"], nan_E)
+
+
 def diagnostics(policy: TokenScores, reference: TokenScores | None) -> Iterator[tuple[str, Term]]:
     """Yield (name, (sum, weight)) of what is logged of every method besides its loss terms.
 
     `nll/<role>` per token; for answers with both a chosen and a rejected one, `logp/<role>` per example, and
-    against a reference `logratio/<role>`, the margin and how often it is positive (accuracy).
+    against a reference `logratio/<role>`, the margin and how often it is positive (accuracy). Of a reward
+    model `reward/<role>`, the margin, its mean size (`spread`) and accuracy, per pair.
     """
+    if policy.value is not None:
+        yield from _reward_diagnostics(policy)
+        return
     for role in ROLES[1:]:
         total, weight = sft(policy, role)
         if weight > 0:
@@ -252,3 +285,13 @@ def diagnostics(policy: TokenScores, reference: TokenScores | None) -> Iterator[
         margin_E = margins(policy, reference)[both_E]
         yield "margin", (margin_E.sum(), count)
         yield "accuracy", ((margin_E > 0).float().sum(), count)
+
+
+def _reward_diagnostics(scores: TokenScores) -> Iterator[tuple[str, Term]]:
+    chosen_E, rejected_E = last_values(scores, "chosen"), last_values(scores, "rejected")
+    margin_E, count = chosen_E - rejected_E, chosen_E.new_tensor(float(len(chosen_E)))
+    yield "reward/chosen", (chosen_E.sum(), count)
+    yield "reward/rejected", (rejected_E.sum(), count)
+    yield "margin", (margin_E.sum(), count)
+    yield "spread", (margin_E.abs().sum(), count)
+    yield "accuracy", ((margin_E > 0).float().sum(), count)

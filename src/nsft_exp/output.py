@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,27 @@ def append_records(
     records: Iterable[Preference | Correction],
     inputs: dict[str, str],
     total: int,
+    sums: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> None:
-    """Append records as they come, then the manifest with the counts of every status."""
+    """Append records as they come, then the manifest with the counts of every status.
+
+    `inputs` are by id, in the samples' order, in which the rows stand at the end: a stage that was killed
+    leaves the same file as one that was not. `sums` gives what else the manifest says, from all rows.
+    """
     folder.reopen()
     started = time.perf_counter()
     with folder.appending() as append:
         for record in track(records, folder.path.parent.name, total):
             append({"input": inputs[record.id], **to_json(record)})
     rows = list(folder.records())
+    places = {key: place for place, key in enumerate(inputs)}
+    ordered = sorted(rows, key=lambda row: places.get(row["id"], len(places)))
+    if ordered != rows:
+        folder.rewrite(ordered)
     statuses = Counter(row["status"] for row in rows)
+    more = sums(rows) if sums is not None else {}
     folder.finish(
-        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started)}
+        {"records": len(rows), "statuses": dict(sorted(statuses.items())), **circumstances(started), **more}
     )
 
 

@@ -2,7 +2,8 @@
 
 A cell is a list of steps. Most are a line of four (respond, critique, train, evaluate); a method that
 iterates repeats the first three (`rounds`), each round answering with, and starting from, the model that
-the rounds before it have trained (`init`).
+the rounds before it have trained (`init`). A method that is trained on rewards (`reward`) has a step before
+its own that trains the reward model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ class Step:
     """One stage to run.
 
     `label` is the readable part of its folder's name. `nodes` are the resolved config nodes that it reads.
-    `inputs` names the earlier steps whose records it consumes; `init` names, in order, the train steps whose
-    result its model starts from (of a critique: with whose result the model gave the answers).
+    `inputs` names the earlier steps whose records it consumes, or whose reward model; `init` names, in order,
+    the train steps whose result its model starts from (of a critique: with whose result the model gave the
+    answers).
     """
 
     kind: Kind
@@ -85,8 +87,19 @@ def _round(
     if consumes != "nothing":
         nodes = _take(config, "source", "vlm", "method", "recipe", "tuning", "trainer", "seed")
         inputs = tuple(step.name for step in steps)
+        if config.get("reward"):
+            label = f"{later or row}-reward"
+            steps.append(Step("train", f"train:reward{suffix}", label, _reward(config, nodes), inputs, init))
+            inputs += (f"train:reward{suffix}",)
         steps.append(Step("train", f"train{suffix}", later or row, nodes, inputs=inputs, init=init))
     return steps
+
+
+def _reward(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
+    """What the reward model's training reads: a train step's nodes, its own method, its recipe's changes."""
+    changes = config["reward"].get("recipe") or {}
+    recipe = _changed(config["recipe"], changes, "recipe.", "reward")
+    return {**nodes, "method": config["reward"]["method"], "recipe": recipe}
 
 
 def _row(config: dict[str, Any], choices: dict[str, str]) -> str:
@@ -106,13 +119,15 @@ def _rounds(config: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _changed(node: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _changed(
+    node: dict[str, Any], changes: dict[str, Any], prefix: str = "", whose: str = "rounds"
+) -> dict[str, Any]:
     """The node with some of its values replaced. Raises UserError for a key that it does not have."""
     for name in changes:
         if name not in node:
-            raise UserError(f"rounds: {prefix}{name}: there is no such key; there are {', '.join(node)}")
+            raise UserError(f"{whose}: {prefix}{name}: there is no such key; there are {', '.join(node)}")
     return node | {
-        name: _changed(node[name], value, f"{prefix}{name}.")
+        name: _changed(node[name], value, f"{prefix}{name}.", whose)
         if isinstance(value, dict) and isinstance(node[name], dict)
         else value
         for name, value in changes.items()
@@ -126,9 +141,13 @@ def row_label(choices: dict[str, str]) -> str:
 
 
 def _with_held_out(config: dict[str, Any]) -> dict[str, Any]:
-    """The source node, larger by the samples that are held out of training for the validation loss."""
-    source, held_out = config["source"], config["trainer"].get("held_out") or 0
-    return source if source.get("size") is None else {**source, "size": source["size"] + held_out}
+    """The source node, larger by the samples that are held out of training and by a method's spare ones."""
+    source, spare = config["source"], config["method"].get("spare") or 0
+    if source.get("size") is None:
+        if spare:
+            raise UserError("method.spare: a whole source has no further samples; give source.size")
+        return source
+    return {**source, "size": source["size"] + (config["trainer"].get("held_out") or 0) + spare}
 
 
 def benchmark_members(node: dict[str, Any]) -> dict[str, dict[str, Any]]:

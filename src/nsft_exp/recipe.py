@@ -90,14 +90,17 @@ class TrainerOptions:
     """What the machine does; no result depends on it beyond rounding.
 
     Trained is on `devices` processes (a GPU each, or CPU processes) of each of `num_nodes` machines, which
-    run the same command and meet at `rendezvous` (host:port). Each runs `micro_batch` examples at once.
+    run the same command and meet at `rendezvous` (host:port). With `strategy=ddp` each holds the whole model,
+    with `fsdp2` a part of every decoder layer. Each runs `micro_batch` examples at once.
     `precision` None follows the model's type: 32-true for float32, else bf16-mixed. `reference` is how the
     reference is had: `adapter_off`, `cached`, `copy`, or `auto`. `held_out` samples are kept from training
     for the validation loss, every `validate_every` steps (0: never), with `sample_answers` answers to look
-    at. `threads` of the CPU (None: as torch chooses).
+    at; every `evaluate_every` steps (0: never) the model answers about `evaluate_limit` questions of each of
+    the cell's benchmarks too. `threads` of the CPU (None: as torch chooses).
     """
 
     accelerator: str = "auto"
+    strategy: str = "ddp"
     devices: int = 1
     num_nodes: int = 1
     rendezvous: str | None = None
@@ -111,13 +114,23 @@ class TrainerOptions:
     reference: str = "auto"
     held_out: int = 0
     sample_answers: int = 0
+    evaluate_every: int = 0
+    evaluate_limit: int = 64
 
     def __post_init__(self) -> None:
         _choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        _choice("trainer.strategy", self.strategy, ("ddp", "fsdp2"))
         _choice("trainer.reference", self.reference, ("auto", "adapter_off", "cached", "copy"))
         if self.precision is not None:
             _choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
-        for field in ("micro_batch", "log_every", "checkpoint_every", "devices", "num_nodes"):
+        for field in (
+            "micro_batch",
+            "log_every",
+            "checkpoint_every",
+            "devices",
+            "num_nodes",
+            "evaluate_limit",
+        ):
             _positive(f"trainer.{field}", getattr(self, field))
         if self.num_nodes > 1 and not self.rendezvous:
             raise UserError("trainer.num_nodes: several need trainer.rendezvous=<first node>:<free port>")

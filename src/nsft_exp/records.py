@@ -167,6 +167,10 @@ class Request:
     """Whole answers whose log-probability is wanted besides the generated one (`Yes`, `No`)."""
 
 
+NO_ANSWER = ("refused", "no_choice")
+"""How a server's reply without an answer ended: refused by the model or by a filter, or without a choice."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """One answer: its stripped text, generated ids with log-probabilities, and why it ended."""
@@ -175,9 +179,17 @@ class Reply:
     ids: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()
     finish: str = "stop"
-    """`stop` (end of answer), `length` (token limit) or `sentence` (a full stop, where one was asked for)."""
+    """`stop` (end of answer), `length` (token limit), `sentence` (a full stop, where one was asked for), or
+    one of NO_ANSWER."""
     candidate_logps: tuple[float, ...] | None = None
     """Summed log-probability (nats, end of answer included) of each of the request's candidates."""
+    request: str = ""
+    """Where a server answered: its request's key in the ledger, which has the raw reply and its cost."""
+
+    @property
+    def given(self) -> bool:
+        """Whether this is an answer. One that is not is counted, and never scored or trained on."""
+        return self.finish not in NO_ANSWER
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ nsft score benchmark=<benchmark> benchmark.root=DIR answers=FILE out=scores.json
             a summary is printed
   strict    true: an answer file that is not exactly one answer to each question is an error
 
-For mmvet, mmhal and llavabench `answers` can be the file of judgements that the official program has kept:
-then no judge is asked. Else benchmark.judge.* says which; its replies are kept in <out without .json>.judge
-and paid for once; the key is in the environment (OPENAI_API_KEY).
+For mmvet, mmhal, llavabench and shr `answers` can be the file of judgements that the official program has
+kept: then no judge is asked. Else benchmark.judge.* says which; its replies are kept in
+<out without .json>.judge and paid for once; the key is in the environment (OPENAI_API_KEY).
 
 DIR holds the official files, as conf/benchmark/<benchmark>.yaml says; its other keys can be given too
 (benchmark.synonyms=FILE for chair). No images are read. A file that the official program scores although

@@ -7,15 +7,20 @@ that need torch are imported by the plug-ins only once there is work to do.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
+
 from nsft_exp.cell_run import CellRun, build, to_order
+from nsft_exp.child import run_child
 from nsft_exp.items import (
     correction_input,
     example_digest,
@@ -30,6 +35,7 @@ from nsft_exp.records import Example, Item, Reply, Request, Sample, UserError, f
 from nsft_exp.scoring import score_answers
 from nsft_exp.store import StageFolder, digest
 from nsft_exp.torchrun import num_ranks, run_ranks
+from nsft_exp.watching import watched_benchmarks
 
 if TYPE_CHECKING:
     from nsft_exp.world import World
@@ -58,13 +64,19 @@ def respond(step: Step, run: CellRun) -> StageFolder:
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [s for s in samples if s.id not in done]
-        if todo:
+        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
             run.begin()
             pairing = build(step.nodes["pairing"])
-            with answering(step, run) if pairing.needs_vlm else nullcontext() as vlm:
-                append_records(folder, pairing.pairs(todo, vlm), inputs, len(todo))
+            with answering(step, run) if todo and pairing.needs_vlm else nullcontext() as vlm:
+                pairs = pairing.pairs(todo, vlm) if todo else ()
+                append_records(folder, pairs, inputs, len(todo), partial(_asked, step))
         _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
     return folder
+
+
+def _asked(step: Step, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a server's answers behind these preferences have cost, for the manifest."""
+    return _served(step, [key for row in rows for key in row["details"].get("requests", ())])
 
 
 def _check_pairs(pairing: Any, folder: StageFolder, samples: Sequence[Sample], run: CellRun) -> None:
@@ -77,18 +89,28 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
     samples = run.samples(step)
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
-    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
+    pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
+    surveys = hasattr(get_object(step.nodes["critic"]["_target_"]), "survey")
+    made_from = _answered_by(step, run)
+    if surveys:  # each correction depends on all pairs
+        made_from = {**(made_from or {}), "pairs": digest(list(inputs.values()))}
+    folder = _open(step, run, made_from, without=("source.size", "source.seed"))
     with folder.lock():
         done = done_ids(folder, inputs)
-        todo = [(s, preferences[s.id]) for s in samples if s.id in inputs and s.id not in done]
-        if todo or folder.manifest() is None:  # a kill may have come between the last record and the manifest
+        todo = [(s, preference) for s, preference in pairs if s.id not in done]
+        if todo or folder.manifest() is None:
             run.begin()
             critic = build(step.nodes["critic"])
-            append_records(folder, critic.corrections(todo), inputs, len(todo))
-            if hasattr(critic, "usage"):  # what its calls have cost, those of earlier runs included
-                folder.finish({**(folder.manifest() or {}), "usage": critic.usage(folder.records())})
+            if surveys:
+                critic.survey(pairs)
+            append_records(folder, critic.corrections(todo), inputs, len(todo), partial(_used, critic))
     return folder
+
+
+def _used(critic: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a critic's calls have cost, those of earlier runs included, for the manifest."""
+    return {"usage": critic.usage(rows)} if hasattr(critic, "usage") else {}
 
 
 def _answered_by(step: Step, run: CellRun) -> Any:
@@ -108,7 +130,7 @@ def train(step: Step, run: CellRun) -> StageFolder:
             f"see the statuses in the respond stage's manifest"
         )
     content = digest([example_digest(e, run.store) for e in examples])
-    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]}
+    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]} | _judged_by(step, run)
     folder = _open(step, run, made_from, without=("vlm.engine",))  # what answers does not train
     # The machines of one training are in it together: a lock would keep all but one of them out.
     with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
@@ -123,7 +145,20 @@ def train(step: Step, run: CellRun) -> StageFolder:
             left_out = _left_out(build(step.nodes["method"]), items)
             counts = {**item_counts(items), "examples": len(examples), **left_out}
             folder.finish({"counts": counts, **summary, **circumstances(started)})
+    _check_trained(build(step.nodes["method"]), folder)
     return folder
+
+
+def _judged_by(step: Step, run: CellRun) -> dict[str, str]:
+    """The key of the reward model that the training reads, for its own key."""
+    names = [name for name in step.inputs if name.startswith("train")]
+    return {"reward": run.keys[names[0]]} if names else {}
+
+
+def _check_trained(method: Any, folder: StageFolder) -> None:
+    """Have a method that can tell say whether its training came to something."""
+    if hasattr(method, "check"):
+        method.check(list(folder.records("metrics.jsonl")))
 
 
 def train_rank(step: Step, run: CellRun, folder: Path, world: World) -> dict[str, Any]:
@@ -151,27 +186,34 @@ def _fit(
     validation: list[Example],
     world: World | None = None,
 ) -> dict[str, Any]:
-    from nsft_exp.training import fit
-
+    method, reward = build(step.nodes["method"]), run.inputs(step, "train")
     first = world is None or world.first
     last_round = step.name == "train"  # a logger's steps only go up
     with _streaming(run) if first and last_round else nullcontext() as listen:
-        return fit(
-            vlm=build(step.nodes["vlm"]),
-            method=build(step.nodes["method"]),
-            examples=examples,
-            validation=validation,
-            folder=folder,
-            references=run.store.root / "reference",
-            recipe=build(step.nodes["recipe"]),
-            tuning=build(step.nodes["tuning"]),
-            trainer=build(step.nodes["trainer"]),
-            seed=step.nodes["seed"],
-            open_image=getattr(build(step.nodes["source"]), "open_image", None),
-            parents=[run.folders[name].path for name in step.init],
-            listen=listen,
-            world=world,
-        )
+        options: dict[str, Any] = {
+            "vlm": build(step.nodes["vlm"]),
+            "method": method,
+            "examples": examples,
+            "validation": validation,
+            "folder": folder,
+            "recipe": build(step.nodes["recipe"]),
+            "tuning": build(step.nodes["tuning"]),
+            "trainer": build(step.nodes["trainer"]),
+            "seed": step.nodes["seed"],
+            "open_image": getattr(build(step.nodes["source"]), "open_image", None),
+            "parents": [run.folders[name].path for name in step.init],
+            "listen": listen,
+        }
+        if method.needs.rollouts:
+            from nsft_exp.ppo.fit import fit_ppo
+
+            assert reward is not None
+            return fit_ppo(**options, reward=reward.path)
+        from nsft_exp.training import fit
+
+        limit = step.nodes["trainer"]["evaluate_limit"]
+        watched = watched_benchmarks(run.watched, limit) if run.watched else ()
+        return fit(**options, references=run.store.root / "reference", world=world, watched=watched)
 
 
 def _left_out(method: Any, items: list[Item]) -> dict[str, Any]:
@@ -185,15 +227,25 @@ def _streaming(run: CellRun) -> AbstractContextManager[Any]:
 
 
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
-    """The cell's items in source order, and the held-out ones after them (for the validation loss)."""
+    """The cell's items in source order, and the held-out ones (for the validation loss)."""
     samples = run.samples(step)
     items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
-    cut = len(items) - held_out_size(step.nodes)
-    return items[:cut], items[cut:]
+    return split_items(items, step.nodes)
+
+
+def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
+    """Return the items that are trained on, and the held-out ones.
+
+    A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
+    every method so.
+    """
+    end = len(items) - (nodes["method"].get("spare") or 0)
+    cut = end - held_out_size(nodes)
+    return items[:cut] + items[end:], items[cut:end]
 
 
 def held_out_size(nodes: dict[str, Any]) -> int:
-    """How many samples at the end of the source are kept from training, for the validation loss."""
+    """How many samples after those of `source.size` are kept from training, for the validation loss."""
     return int(nodes["trainer"].get("held_out", 0) or 0)
 
 
@@ -206,23 +258,43 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     benchmark.files()  # those that are made when missing are there from here on, for the key
     folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
     with folder.lock():
-        if not _is_evaluated(folder):
+        if not is_evaluated(folder):
             run.begin()
             started = time.perf_counter()
             requests = benchmark.requests()[: step.nodes.get("limit")]
-            if hasattr(benchmark, "judge"):
+            if hasattr(benchmark, "command"):
+                scores = _by_program(benchmark, folder, step, run)
+            elif hasattr(benchmark, "judge"):
                 scores = _judged(benchmark, requests, folder, step, run)
             else:
                 answers = _answers(requests, folder, step, run)
                 scores = score_answers(benchmark, requests, answers, folder)
+                scores |= _served(step, [reply.request for reply in answers.values()])
             folder.finish({**scores, **circumstances(started)})
     return folder
 
 
-def _is_evaluated(folder: StageFolder) -> bool:
-    """Whether there is nothing left to do: a judge's replies that never came are asked for again."""
+def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -> dict[str, Any]:
+    """Have another program ask the model's server and score; one that was killed begins anew."""
+    out = folder.path / benchmark.name
+    shutil.rmtree(out, ignore_errors=True)
+    with answering(step, run) as vlm:
+        words, more = benchmark.command(vlm.address(), out, step.nodes.get("limit"))
+        run_child(words, {**os.environ, **more}, merged=True)
+    summary, records = benchmark.outcome(out)
+    (folder.path / "records.jsonl").unlink(missing_ok=True)
+    with folder.appending() as append:
+        for record in records:
+            append(record)
+    return summary
+
+
+def is_evaluated(folder: StageFolder) -> bool:
+    """Whether nothing is left to do: replies that a judge or a program never got are asked for again."""
     manifest = folder.manifest()
-    return manifest is not None and not manifest.get("judge", {}).get("unjudged")
+    if manifest is None or manifest.get("judge", {}).get("unjudged"):
+        return False
+    return "tasks" not in manifest or bool(manifest["complete"])
 
 
 def _judged(
@@ -237,8 +309,10 @@ def _judged(
     with place.lock():
         place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
         answers = _answers(requests, place, step, run)
-    judged = ask_judge(benchmark, {key: reply.text for key, reply in answers.items()}, folder.path)
-    return score_answers(benchmark, requests, answers, folder, judged)
+    texts = {key: reply.text for key, reply in answers.items() if reply.given}
+    judged = ask_judge(benchmark, texts, folder.path / "judge")
+    scores = score_answers(benchmark, requests, answers, folder, judged)
+    return scores | _served(step, [reply.request for reply in answers.values()])
 
 
 CHUNK = 512
@@ -278,6 +352,12 @@ def answering(step: Step, run: CellRun) -> Iterator[Any]:
     finally:
         if hasattr(vlm, "close"):
             vlm.close()
+
+
+def _served(step: Step, keys: Iterable[str]) -> dict[str, Any]:
+    """What the calls with these keys have cost, for the manifest; empty where no server answered."""
+    keys = [key for key in keys if key]
+    return {"server": build(step.nodes["vlm"]).usage(keys)} if keys else {}
 
 
 def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:

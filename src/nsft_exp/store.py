@@ -53,10 +53,16 @@ IGNORED = (
     *(f"vlm.server.{key}" for key in ("attempts", "backoff", "timeout", "budget*", "prices*")),
     *(f"benchmark.judge.{key}" for key in ("base_url", "key_env", "concurrency", "attempts", "backoff")),
     *(f"benchmark.judge.{key}" for key in ("timeout", "budget*", "prices*")),
+    *(f"benchmark.{key}" for key in ("python", "concurrency", "attempts", "backoff", "timeout")),
+    "tasks",  # the benchmark's own stand in its node
     "pairing.min_yield",  # what is left of the answers is judged, the answers are the same
     "pairing.max_one_side",
     "pairing.min_edited",
+    *(f"method.*{key}" for key in ("min_accuracy", "min_spread", "when_collapsed")),  # judged, not changed
+    "method.max_kl",  # where a run stops; those that go on are the same
+    "method.when_kl_explodes",
     "trainer.accelerator",
+    "trainer.strategy",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.rendezvous",
@@ -66,6 +72,8 @@ IGNORED = (
     "trainer.reference",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.evaluate_every",
+    "trainer.evaluate_limit",
     "trainer.process",
 )
 """Config leaves that must not change a result, and so are in no key."""
@@ -257,6 +265,10 @@ class StageFolder:
                         f"{file}: line {number} is not JSON; delete the folder to run the stage again"
                     ) from error
 
+    def rewrite(self, rows: list[dict[str, Any]], name: str = "records.jsonl") -> None:
+        """Replace a JSONL file's rows, at once."""
+        write_atomically(self.path / name, "".join(map(_line, rows)))
+
     @contextlib.contextmanager
     def appending(self, name: str = "records.jsonl") -> Iterator[Appender]:
         """Open a JSONL file for appending; a torn last line is cut off first."""
@@ -274,8 +286,12 @@ class Appender:
         self.handle = handle
 
     def __call__(self, row: dict[str, Any]) -> None:
-        self.handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.handle.write(_line(row).encode())
         self.handle.flush()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def cut_torn_line(file: Path) -> None:

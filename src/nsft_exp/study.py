@@ -203,7 +203,7 @@ def _counts(trained: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _critic_quality(config: dict[str, Any], folders: dict[str, str]) -> dict[str, Any]:
-    """Precision and recall of a critic that reads with a lexicon, where the source carries annotations."""
+    """How good a critic is that reads with a lexicon, where the source carries annotations (see Audit)."""
     critic = config.get("critic") or {}
     if "critique" not in folders or "lexicon" not in critic:
         return {}
@@ -218,7 +218,8 @@ def _audited(asked: str, respond: str, critique: str) -> dict[str, Any]:
     items = read_items(samples, StageFolder(Path(respond)), StageFolder(Path(critique)), Store(runs))
     rows = [(i.sample, i.preference, i.correction) for i in items if i.preference and i.correction]
     sums = audit(rows, scenes_of(samples), Lexicon(lexicon))["all"]
-    return {"critic_precision": sums.precision, "critic_recall": sums.recall} if sums.found else {}
+    rates = {"precision": sums.precision, "recall": sums.recall, "invented": sums.invented}
+    return {f"critic_{name}": rate for name, rate in rates.items()} if sums.found else {}
 
 
 def _costs(trained: dict[str, Any] | None, folders: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,17 @@ from peft import PeftModel
 from nsft_exp.batching import GlobalBatches
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles, StopSignals
 from nsft_exp.child import pass_on
-from nsft_exp.conversation import PROMPT
-from nsft_exp.interfaces import VLM, Method
+from nsft_exp.interfaces import VLM, Method, Watched
 from nsft_exp.job import Job, make_reference, make_trainable, prepare
 from nsft_exp.lit import TokenTraining, peak_memory
+from nsft_exp.looking import look, watch
 from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
-from nsft_exp.records import ROLES, Decoding, Example, Request
+from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
+from nsft_exp.sharding import make_whole, shard_layers, state_part, whole_state
 from nsft_exp.store import replace_folder
+from nsft_exp.value_head import ScalarHead
 from nsft_exp.world import World
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
@@ -57,16 +59,20 @@ def fit(
     parents: Sequence[Path] = (),
     listen: Listener | None = None,
     world: World | None = None,
+    watched: Sequence[Watched] = (),
 ) -> dict[str, Any]:
     """Train and return a summary: steps, tokens, trainable parameters, models held, peak memory.
 
     `folder` receives `adapter/` (LoRA, in PEFT's format, with the projector if it was trained) or `model/` (a
-    whole model under the hub's names), `metrics.jsonl` (a row a logged step, no times), `times.jsonl`,
-    `samples.jsonl` and, while it runs, `checkpoint/`. `references` keeps cached reference log-probabilities.
-    `parents` are the folders of earlier trainings that the model starts from, in order. `open_image` makes
-    pictures of the examples' images; by default they are paths of files. `listen` is told every row of the
-    metrics and, its names under `time/`, of the times, once it is written. In a `world` of several processes
-    the first one writes the files and returns the summary; the others return nothing.
+    whole model under the hub's names), `value_head.safetensors` (of a reward model), `metrics.jsonl` (a row a
+    logged step, no times), `times.jsonl`, `samples.jsonl`, `held_out.jsonl` (a row an example and validation:
+    what the method moves, see losses.optimised) and, while it runs, `checkpoint/`. `references` keeps cached
+    log-probabilities. `parents` are the folders of earlier trainings that the model starts from, in order.
+    `open_image` makes pictures of the examples' images; by default they are paths of files. `listen` is told
+    every row of the metrics and, its names under `time/`, of the times, once it is written. The `watched`
+    benchmarks are answered every `trainer.evaluate_every` steps, which changes nothing in what is trained. In
+    a `world` of several processes the first one writes the files and returns the summary; the others return
+    nothing.
 
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.
@@ -86,13 +92,19 @@ def fit(
     if isinstance(reference, Live) and reference.loaded is job.loaded:
         assert peft is not None
         reference.switched_off = peft.disable_adapter
+    if job.sharded:
+        shard_layers(job.loaded.model.model.language_model, job.device, world)
     files = RunFiles(folder)
-    module = _module(job, reference, files, listen)
+    module = _module(job, reference, files, listen, watched)
     _run(job, module, files, progress)
+    if job.sharded:
+        make_whole(job.loaded.model, keep=world.first)
     if not world.first:
         return {}
+    if module.value_head is not None:
+        module.value_head.save(folder)
     _save(job, peft, folder)
-    return _summary(job, reference, files)
+    return _summary(job, module, reference, files)
 
 
 def quiet() -> None:
@@ -105,10 +117,20 @@ def quiet() -> None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-def _module(job: Job, reference: Reference | None, files: RunFiles, listen: Listener | None) -> TokenTraining:
+def _module(
+    job: Job,
+    reference: Reference | None,
+    files: RunFiles,
+    listen: Listener | None,
+    watched: Sequence[Watched],
+) -> TokenTraining:
+    record = heard(files.metrics, listen) if job.world.first else unheard
     features_change = job.tuning.train_projector
     num_held, rank, size = len(job.examples) - job.num_trained, job.world.rank, job.world.size
     mine = range(job.num_trained + rank, len(job.examples), size)
+    first = job.world.first
+    # A reward model gives scores, not answers. Layers in parts are run by all ranks, or by none.
+    answers = (first or job.sharded) and not job.method.needs.values
     return TokenTraining(
         job.loaded,
         job.method,
@@ -116,22 +138,33 @@ def _module(job: Job, reference: Reference | None, files: RunFiles, listen: List
         job.recipe,
         len(job.steps),
         job.seed,
-        record=_heard(files.metrics, listen) if job.world.first else _unheard,
-        record_time=_heard(files.times, listen, "time/") if job.world.first else _unheard,
+        record=record,
+        record_time=heard(files.times, listen, "time/") if job.world.first else unheard,
         log_every=job.trainer.log_every,
         validate_every=job.trainer.validate_every if num_held else 0,
         validate=lambda: job.batches(mine),
-        look=partial(_look, job, files.samples) if job.world.first else lambda step: None,
+        look=partial(look, job, files.samples.append if first else unheard) if answers else lambda step: None,
+        evaluate_every=job.trainer.evaluate_every if watched else 0,
+        evaluate=partial(watch, job, watched, record, files.samples),
+        record_held_out=lambda row: files.held_out.append(
+            {**row, "example": job.examples[row["example"]].id}
+        ),
         shared_features=not features_change,
         world=job.world,
+        value_head=_value_head(job) if job.method.needs.values else None,
+        filler=(lambda: next(job.batches([0]))) if job.sharded else None,
     )
 
 
-def _unheard(row: dict[str, Any]) -> None:
+def _value_head(job: Job) -> ScalarHead:
+    return ScalarHead(job.loaded.model.lm_head.in_features, job.seed).to(job.device)
+
+
+def unheard(row: dict[str, Any]) -> None:
     """What a process that is not the first does with a row: the first one writes it."""
 
 
-def _heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
+def heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
     """What writes a row and then tells the listener of it."""
     if listen is None:
         return rows.append
@@ -144,36 +177,6 @@ def _heard(rows: Rows, listen: Listener | None, prefix: str = "") -> Listener:
 
 
 def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> None:
-    """Train from the checkpoint, if there is one, to the last step."""
-    done = files.resume_step()
-    if job.world.first:
-        files.cut_after(done)
-    if done == len(job.steps):
-        module.load_state_dict(files.read_checkpoint()["state_dict"], strict=False)
-        return
-    callbacks: list[Any] = [Checkpoints(files.checkpoint, job.trainer.checkpoint_every, len(job.steps))]
-    stop = StopSignals(files.checkpoint, job.world)
-    callbacks.append(stop)
-    if progress and job.world.first:
-        callbacks.append(StepBar(len(job.steps)))
-    trainer = L.Trainer(
-        accelerator="gpu" if job.device.type == "cuda" else "cpu",
-        devices=job.trainer.devices if job.world.size > 1 else 1,
-        num_nodes=job.trainer.num_nodes if job.world.size > 1 else 1,
-        strategy=SummedGradients() if job.world.size > 1 else "auto",
-        precision=job.precision,  # type: ignore[arg-type]
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        deterministic="warn" if job.device.type == "cuda" else True,
-        default_root_dir=files.folder,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=callbacks,
-    )
     lengths = [example.length for example in job.examples]
     loader = GlobalBatches(
         job.examples,
@@ -182,6 +185,55 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         job.pixels,
         job.loaded.pad_id,
         job.trainer.num_workers,
+    )
+    run(module, loader, files, len(job.steps), job.trainer, job.device, job.precision, job.world, progress)
+
+
+def run(
+    module: L.LightningModule,
+    loader: Any,
+    files: RunFiles,
+    num_steps: int,
+    options: TrainerOptions,
+    device: torch.device,
+    precision: str,
+    world: World,
+    progress: bool,
+    checkpoint_every: int | None = None,
+) -> None:
+    """Train from the checkpoint, if there is one, to the last of `num_steps` optimizer steps.
+
+    It is written every `checkpoint_every` steps (None: as the options say).
+    """
+    done = files.resume_step()
+    if world.first:
+        files.cut_after(done or -1)  # nothing of a run that was killed before its first checkpoint
+    if done == num_steps:
+        module.load_state_dict(files.read_checkpoint()["state_dict"], strict=False)
+        return
+    every = checkpoint_every or options.checkpoint_every
+    callbacks: list[Any] = [Checkpoints(files.checkpoint, every, num_steps)]
+    stop = StopSignals(files.checkpoint, world)
+    callbacks.append(stop)
+    if progress and world.first:
+        callbacks.append(StepBar(num_steps))
+    trainer = L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=options.devices if world.size > 1 else 1,
+        num_nodes=options.num_nodes if world.size > 1 else 1,
+        strategy=SummedGradients() if world.size > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic="warn" if device.type == "cuda" else True,
+        default_root_dir=files.folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks,
     )
     checkpoint = files.checkpoint if done else None
     try:
@@ -202,6 +254,15 @@ class SummedGradients(DDPStrategy):
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
 
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state for a checkpoint: whole, on the rank that writes it."""
+        return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take from a checkpoint what this rank has of the optimizers' states."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state_part(state, optimizer))
+
 
 @contextmanager
 def _interruptible(trainer: L.Trainer) -> Iterator[None]:
@@ -219,38 +280,22 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
 # --- afterwards ------------------------------------------------------------------------------------
 
 
-def _look(job: Job, rows: Rows, step: int) -> None:
-    """Answer the first held-out questions greedily and write the answers down."""
-    requests = [_question(example) for example in job.validation[: job.trainer.sample_answers]]
-    for name, replies in job.loaded.generate(requests):
-        rows.append({"step": step, "id": name, "answer": replies[0].text, "finish": replies[0].finish})
-
-
-def _question(example: Example) -> Request:
-    """The question before an example's first supervised answer."""
-    conversation = example.conversations[0]
-    answers = (n for n, turn in enumerate(conversation.turns) if n % 2 and turn.role != ROLES[PROMPT])
-    turns = conversation.turns[: next(answers)]
-    return Request(
-        example.id, conversation.image, turns, conversation.view, decoding=Decoding(max_new_tokens=128)
-    )
-
-
 def _save(job: Job, peft: PeftModel | None, folder: Path) -> None:
     """Write what was trained, whole or not at all."""
     if peft is None:
         replace_folder(folder / "model", job.loaded.save)
     else:
-        replace_folder(folder / "adapter", partial(_save_adapter, peft))
+        replace_folder(folder / "adapter", partial(save_adapter, peft))
 
 
-def _save_adapter(peft: PeftModel, folder: Path) -> None:
-    peft.save_pretrained(str(folder))
+def save_adapter(peft: PeftModel, folder: Path) -> None:
+    """Write the model's first adapter in PEFT's format."""
+    peft.save_pretrained(str(folder), selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
-def _summary(job: Job, reference: Reference | None, files: RunFiles) -> dict[str, Any]:
-    trained = [p for p in job.loaded.model.parameters() if p.requires_grad]
+def _summary(job: Job, module: TokenTraining, reference: Reference | None, files: RunFiles) -> dict[str, Any]:
+    trained = [p for p in module.parameters() if p.requires_grad]
     supervised = sum(job.examples[n].supervised for step in job.steps for n in step)
     rows = files.metrics.read()
     models = {job.loaded.model.lm_head.weight.data_ptr()}

@@ -108,6 +108,9 @@ class Wandb:
     def _write(self, cell: Cell, run: Any) -> None:
         for row in history(cell):
             _put(run, row)
+        looks = look_table(cell)
+        if looks is not None:
+            run.log({"answers/training": looks})
         if cell.evaluations:
             run.log({f"answers/{e.name}": answer_table(e) for e in cell.evaluations})
         run.summary.update(summary(cell))
@@ -178,6 +181,20 @@ def answer_table(evaluation: Evaluation) -> Any:
         truth = row.score.truth if row.score else ""
         judged = verdict(row, evaluation.benchmark) or mark_words(row.score.marks if row.score else ())
         table.add_data(row.id, image, row.question, row.answer, truth, judged, row.reason)
+    return table
+
+
+def look_table(cell: Cell) -> Any:
+    """Return a W&B table of the answers that the model gave while it was trained; None where it gave none."""
+    import wandb
+
+    rows = list(read_jsonl(cell.train_folder / "samples.jsonl")) if cell.train_folder else []
+    if not rows:
+        return None
+    columns: list[str | int] = ["step", "benchmark", "id", "question", "answer"]
+    table = wandb.Table(columns=columns)
+    for row in rows:
+        table.add_data(*(row.get(str(name)) or "" for name in columns))
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 BUCKET = 2**24
 """Gradient values that are summed in one message."""
@@ -64,7 +65,11 @@ class World:
         return {name: total if pairs else total[0] for name, total in totals.items()}
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks; one that a rank lacks counts as zero there."""
+        """Replace each gradient by its sum over the ranks; one that a rank lacks counts as zero there.
+
+        Gradients of weights that are in parts are sums already.
+        """
+        parameters = [p for p in parameters if not isinstance(p, DTensor)]
         if self.size == 1 or not parameters:
             return
         has = torch.tensor([int(p.grad is not None) for p in parameters], device=parameters[0].device)

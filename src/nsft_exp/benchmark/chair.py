@@ -57,6 +57,7 @@ class Chair:
         self.files_from = files_from
         self.decoding = Decoding(max_new_tokens, temperature, top_p, seed=seed)
         self._coco: Coco | None = None
+        self._nodes: dict[str, str] | None = None
         self._asked: list[int] | None = None
 
     @property
@@ -114,6 +115,13 @@ class Chair:
             truth=", ".join(sorted(true)),
             unparseable=not caption.strip(),
         )
+
+    def objects_in(self, text: str) -> list[str]:
+        """Return the words of any text that name an object of the synonym table, in order, as written."""
+        if self._nodes is None:
+            prepare(self.files_from)
+            self._nodes = read_synonyms(self.synonyms)
+        return [text[word.start : word.end] for word in object_words(text, self._nodes)]
 
     def metrics(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """CHAIRs, CHAIRi, their mean and recall in percent; length in words a caption."""

@@ -114,6 +114,14 @@ class Gqa:
             ),
         ]
 
+    def classes(self) -> dict[str, str]:
+        """Question id -> its class, `<structural> <semantic>: <answer>`, of the questions with both types."""
+        return {
+            key: f"{item.types['structural']} {item.types['semantic']}: {item.answer}"
+            for key, item in self.items().items()
+            if {"structural", "semantic"} <= item.types.keys()
+        }
+
     def score_answers(self, lines: Sequence[AnswerLine]) -> ScoredAnswers:
         """Score LLaVA's answer lines by its converter, or GQA's predictions, by GQA's eval.py.
 

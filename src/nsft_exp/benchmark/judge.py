@@ -1,8 +1,8 @@
 """The LLM that judges answers: its settings, and the requests that are made of a benchmark's questions to it.
 
 A judged benchmark has a `judge` and four methods: `ask(id, answer, replies)` gives what the judge is asked
-next, after what it has replied so far (None: nothing more), `judged(id, runs)` reads the replies by the
-official rule, `read_answers(path)` a file of answers, and `read_graded(path)` the file that the official
+next, after what it has replied so far (None: nothing more), `judged(id, answer, runs)` reads the replies by
+the official rule, `read_answers(path)` a file of answers, and `read_graded(path)` the file that the official
 program keeps its judge's replies in. nsft_exp.judging does the asking.
 """
 
@@ -39,6 +39,8 @@ class Ask:
     template: str
     warmer: float = 0.0
     """Added to the judge's temperature."""
+    again: int = 0
+    """How often the very same was asked before: a sampled reply is then another one."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Judge:
             body["temperature"] = self.temperature + ask.warmer
         body |= {"extra_body": dict(self.extra)} if self.extra else {}
         bound = Spent(1, len(json.dumps(body).encode()) + TEMPLATE_TOKENS, self.max_tokens or UNLIMITED)
-        return Call(digest([body, key, run])[:24], body, prompt_hash(ask.template), bound)
+        named = [body, key, run] + [ask.again] * bool(ask.again)
+        return Call(digest(named)[:24], body, prompt_hash(ask.template), bound)
 
     def said(self, row: Mapping[str, Any]) -> Said:
         """Return the reply in a ledger's row."""
@@ -138,7 +141,7 @@ class Judge:
 
 def prompt_hash(template: str) -> str:
     """Return the first digits of the SHA-256 of a prompt's template."""
-    return digest(template)[:12]
+    return digest(_encodable(template))[:12]
 
 
 def _assigned(program: str, name: str, path: Path) -> str:

@@ -101,7 +101,7 @@ class LlavaBench:
         text += f"[System]\n{rule['prompt']}\n\n"
         return Ask((("system", SYSTEM), ("user", text)), rule["prompt"])
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
         """The mean of the runs' scores; a reply that cannot be read is (-1, -1). None: no finite number."""
         item = self.items()[key]
         pairs = [read_scores(replies[-1]) for replies in runs]
@@ -115,7 +115,8 @@ class LlavaBench:
         scores = [s for k, row in enumerate(rows, 1) if (s := _reviewed(row, f"{path}: line {k}", str(k)))]
         known = (self.root / "questions.jsonl").is_file()
         expected: list[Any] = [item.id for item in self.items().values()] if known else []
-        given = [row.get("question_id") for row in rows]
+        named = [{"question_id": "", **row} for row in rows]
+        given = [need(row, "question_id", (int, str), f"{path}: line {k}") for k, row in enumerate(named, 1)]
         by_id = {score.id: rows[int(score.id) - 1] for score in scores}
         return ScoredAnswers(
             scores,
@@ -176,7 +177,7 @@ class LlavaBench:
         Raises UserError where GPT-4's answers stand in another order, or an image has no context.
         """
         if self._items is None:
-            contexts = {row.get("image"): row for row in read_json_lines(self.root / "context.jsonl")}
+            contexts = {need(r, "image", str, w): r for w, r in numbered_lines(self.root / "context.jsonl")}
             rows = list(numbered_lines(self.root / "questions.jsonl"))
             ids = [need(row, "question_id", (int, str), where) for where, row in rows]
             answers = lines_in_order(self.root / "answers_gpt4.jsonl", ids, "questions.jsonl")

@@ -23,7 +23,7 @@ from nsft_exp.benchmark.answers import ScoredAnswers, absent, read_answers
 from nsft_exp.benchmark.counting import get
 from nsft_exp.benchmark.judge import Ask, Judge, prompt_hash
 from nsft_exp.benchmark.judged import Given, by_key, mean_of, read_object, whole
-from nsft_exp.benchmark.reading import ask, image_path, need, read_json
+from nsft_exp.benchmark.reading import ask, image_path, need, need_texts, read_json
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 NUMBER = 96
@@ -80,7 +80,7 @@ class MmHal:
         text = template.format(content, item["question"], item["gt_answer"], answer)
         return Ask((("user", text),), template)
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore:
         """The mean of the runs' ratings; a reply without one rating, or with several, is 0."""
         return self._scored(key, [read_rating(replies[-1]) for replies in runs])
 
@@ -164,7 +164,7 @@ class MmHal:
                 where = f"{self.file}: record {number}"
                 for name in ("question", "gt_answer", "image_id", "image_src"):
                     need(row, name, str, where)
-                need(row, "image_content", list, where)
+                need_texts(row, "image_content", where)
             self._items = {str(number): row for number, row in enumerate(rows)}
         return self._items
 

@@ -22,7 +22,7 @@ from nsft_exp.benchmark.answers import ScoredAnswers, absent, read_answers
 from nsft_exp.benchmark.counting import get
 from nsft_exp.benchmark.judge import Ask, Judge, prompt_hash
 from nsft_exp.benchmark.judged import Given, by_key, mean_of, read_object, whole
-from nsft_exp.benchmark.reading import ask, image_path, need, read_json
+from nsft_exp.benchmark.reading import ask, image_path, need, need_texts, read_json
 from nsft_exp.records import Decoding, ItemScore, Metric, Reply, Request, UserError
 
 TRIES = 5
@@ -88,7 +88,7 @@ class MmVet:
         text = f"{template}\n{item['question']} | {truth} | {answer} | {AGAIN if replies else ''}"
         return Ask((("user", text),), template, 0.5 * max(0, len(replies) - 1))
 
-    def judged(self, key: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
+    def judged(self, key: str, answer: str, runs: Sequence[Sequence[str]]) -> ItemScore | None:
         """Read each run's last reply; five that are no grade are 0. None for a grade that is no number."""
         grades = [read_grade(replies[-1]) for replies in runs]
         return self._scored(key, [grade or 0.0 for grade in grades], [grade is None for grade in grades])
@@ -112,7 +112,7 @@ class MmVet:
                 failed = [g == 0 and read_grade(c) != 0 for g, c in zip(grades, contents, strict=True)]
                 score = self._scored(key, grades, failed)
                 scores += [score] if score else []
-                models |= set(map(str, rows[key].get("model", [])))
+                models |= set(map(str, need({"model": [], **rows[key]}, "model", list, f"{path}: {key}")))
         graded = {score.id for score in scores}
         judges = ", ".join(sorted(models)) or "a judge without a name"
         return ScoredAnswers(
@@ -173,7 +173,7 @@ class MmVet:
                 where = f"{self.file}: {key}"
                 for name in ("imagename", "question", "answer"):
                     need(item, name, str, where)
-                need(item, "capability", list, where)
+                need_texts(item, "capability", where)
             self._items = data
         return self._items
 

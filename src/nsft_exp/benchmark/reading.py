@@ -106,6 +106,14 @@ def need(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
     return value
 
 
+def need_texts(row: Any, key: str, where: str) -> list[str]:
+    """Return row[key], a list of texts; UserError where it is anything else."""
+    texts: list[str] = need(row, key, list, where)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: field `{key}` holds something else than text; mend the file")
+    return texts
+
+
 def image_path(image_root: str | os.PathLike[str] | None, name: str, where: str) -> str:
     """Return the path of image `name` under `image_root`; UserError if it climbs out of it."""
     if image_root is None:

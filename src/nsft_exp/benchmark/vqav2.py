@@ -13,6 +13,7 @@ The test splits have no annotations: they give requests (and an upload file), no
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class VqaItem:
     question: str
     answers: tuple[str, ...] = ()
     answer_type: str = ""
+    question_type: str = ""
+    """The question's first words, as the annotations have them (`what color is the`)."""
 
 
 class Vqav2:
@@ -108,6 +111,14 @@ class Vqav2:
         for kind in ("yes/no", "number", "other"):
             result[kind] = percent(get(counts, f"{kind}/score"), get(counts, f"{kind}/questions"))
         return result
+
+    def classes(self) -> dict[str, str]:
+        """Question id -> its class, `<question type>: <most frequent answer>`; empty on a test split."""
+        return {
+            key: f"{item.question_type}: {Counter(item.answers).most_common(1)[0][0]}"
+            for key, item in self.items().items()
+            if item.answers and item.question_type
+        }
 
     def describe(self) -> list[Metric]:
         """Accuracy is the headline."""
@@ -176,14 +187,15 @@ class Vqav2:
             self._items = items
         return self._items
 
-    def _read_annotations(self) -> dict[int, tuple[tuple[str, ...], str]]:
+    def _read_annotations(self) -> dict[int, tuple[tuple[str, ...], str, str]]:
         marked = {}
         data = read_json(self._annotations)
         for where, row in numbered_rows(data, "annotations", self._annotations, "annotation"):
             answers = tuple(need(a, "answer", str, where) for a in need(row, "answers", list, where))
             if not answers:
                 raise UserError(f"{where}: no answers; fetch the file again")
-            marked[need(row, "question_id", int, where)] = answers, need(row, "answer_type", str, where)
+            kind = need({"question_type": "", **row}, "question_type", str, where)
+            marked[need(row, "question_id", int, where)] = answers, need(row, "answer_type", str, where), kind
         return marked
 
     def _image(self, item: VqaItem) -> str:

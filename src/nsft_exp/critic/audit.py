@@ -10,6 +10,7 @@ from nsft_exp.critic.contradiction import CATEGORIES, contradictions
 from nsft_exp.critic.lexicon import Lexicon
 from nsft_exp.critic.reading import Reader
 from nsft_exp.critic.truth import truth_of_scene
+from nsft_exp.critic.weakness import right_claims
 from nsft_exp.records import Correction, Preference, Sample
 
 Span = tuple[int, int]
@@ -27,6 +28,8 @@ class Audit:
     """Errors that the rejected answers make by the annotation."""
     recalled: int = 0
     """Those of them that the critic names."""
+    right: int = 0
+    """Claims of the rejected answers that touch no error by the annotation."""
 
     @property
     def precision(self) -> float | None:
@@ -38,12 +41,18 @@ class Audit:
         """Share of the errors that are named; None when there is none."""
         return self.recalled / self.existing if self.existing else None
 
+    @property
+    def invented(self) -> float | None:
+        """Named errors that are none, for every right claim; None when there is no right claim."""
+        return (self.found - self.true) / self.right if self.right else None
+
     def __add__(self, other: Audit) -> Audit:
         return Audit(
             self.found + other.found,
             self.true + other.true,
             self.existing + other.existing,
             self.recalled + other.recalled,
+            self.right + other.right,
         )
 
 
@@ -73,8 +82,9 @@ def audit(
             wrongs = contradictions(truth_of_scene(scenes[sample.cluster], lexicon), said.claims)
             existing = [(w.category, (w.claim.start, w.claim.end)) for w in wrongs]
             named = [(e.category, (e.start, e.end)) for e in correction.errors]
+            right = [(CATEGORIES[c.kind], (c.start, c.end)) for c in right_claims(said, wrongs)]
             for name in sums:
-                sums[name] += _compare(_of(named, name), _of(existing, name))
+                sums[name] += _compare(_of(named, name), _of(existing, name), len(_of(right, name)))
     return sums
 
 
@@ -82,10 +92,10 @@ def _of(spans: Iterable[tuple[str, Span]], category: str) -> list[Span]:
     return [span for name, span in spans if category in ("all", name)]
 
 
-def _compare(named: list[Span], existing: list[Span]) -> Audit:
+def _compare(named: list[Span], existing: list[Span], right: int) -> Audit:
     true = sum(any(_overlap(a, b) for b in existing) for a in named)
     recalled = sum(any(_overlap(a, b) for b in named) for a in existing)
-    return Audit(len(named), true, len(existing), recalled)
+    return Audit(len(named), true, len(existing), recalled, right)
 
 
 def _overlap(first: Span, second: Span) -> bool:

@@ -117,26 +117,14 @@ class LLM:
         return Call(digest(body)[:24], body, prompt, bound)
 
     def usage(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the sums over all calls that these correction records came from, for a stage's manifest.
-
-        `lost` are requests that had no end because a process was killed; `failed` counts those that failed by
-        kind. Tokens and money are of the replies whose usage the server told (`without_usage`: the others).
+        """Return what the calls behind these correction records have cost (see Client.usage), their prompts,
+        and what was counted in their dialogues.
         """
         details = [record["details"] for record in records]
-        keys = [d["request"] for d in details if "request" in d]
-        calls = self.ledger.sums(keys)
         dropped = sum((Counter(d.get("dropped", {})) for d in details), Counter[str]())
         return {
-            "model": self.model,
+            **self.client.usage(self.model, [d["request"] for d in details if "request" in d]),
             "prompts": sorted({d["prompt"] for d in details if "prompt" in d}),
-            "requests": calls.asked,
-            "replies": calls.replies,
-            "failed": dict(sorted(calls.failed.items())),
-            "lost": calls.lost,
-            "without_usage": calls.silent,
-            "input_tokens": calls.usage.input,
-            "output_tokens": calls.usage.output,
-            "money": self.budget.cost(calls.usage),
             "answers": {kind: sum(d.get(kind, 0) for d in details) for kind in ("yes", "no", "open")},
             "dropped_turns": dict(sorted(dropped.items())),
         }

@@ -1,13 +1,14 @@
-"""The matched control: dialogues shaped like the rule critic's, without the rejected answer's content.
+"""The matched controls: dialogues shaped like the rule critic's, without the rejected answer's content.
 
 Of the rule critic's dialogue for the same sample only the shape is taken: how many turns, of which kinds, and
-which are answered Yes and No. What is asked is then drawn at random from what the chosen answer entails: true
-facts for Yes, true negatives for No. If this does as well as nSFT, the rejected answer is not what matters.
+which are answered Yes and No. What is asked is then drawn from what the chosen answer entails: true facts for
+Yes, true negatives for No. If this does as well as nSFT, the rejected answer is not what matters. The draw is
+uniform here; cooccurrence.py and shuffled.py have other draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 from nsft_exp.critic.codebook import Codebook
@@ -17,6 +18,9 @@ from nsft_exp.critic.rule import Rule, judge, write
 from nsft_exp.critic.truth import QUALITIES, Truth
 from nsft_exp.critic.wording import Ask
 from nsft_exp.records import Correction, Preference, Sample, UserError
+
+Shape = tuple[str, str, bool]
+"""Kind, answer, and whether it asks by a quality (Ask.shape)."""
 
 
 class MatchedRandom:
@@ -39,33 +43,44 @@ class MatchedRandom:
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in order. It names no errors: none was looked at."""
         if not self.rule.codebook:
-            raise UserError("critic=matched_random: it needs the kinds of a codebook; use codebook=full")
+            raise UserError("critic: a matched control needs the kinds of a codebook; use codebook=full")
         for sample, preference in pairs:
             if preference.status != "ok":
                 yield uncorrected(sample.id, "no_error", f"no pair: {preference.status}")
                 continue
             judged = judge(self.rule, sample, preference, self.rule.codebook)
             shapes = [ask.shape for ask in judged.turns]
-            turns = redraw(shapes, judged.truth, Random(f"matched/{self.seed}/{sample.id}"))
+            turns = self.turns(sample, shapes, judged.truth, Random(f"matched/{self.seed}/{sample.id}"))
             if turns:
                 yield corrected(sample.id, (), write(self.rule.lexicon, turns, sample.id))
             else:
                 status = "refused" if judged.wrongs else "no_error"
                 yield uncorrected(sample.id, status, "the rule critic asks nothing here")
 
+    def turns(self, sample: Sample, shapes: Sequence[Shape], truth: Truth, rng: Random) -> list[Ask]:
+        """Return turns of these shapes, drawn by `rng` from what the truth entails."""
+        return redraw(shapes, lambda shape: candidates(*shape, truth), rng)
 
-def redraw(shapes: Iterable[tuple[str, str, bool]], truth: Truth, rng: Random) -> list[Ask]:
-    """Return turns of the given shapes about facts drawn from the truth, each only once where it can be.
 
-    Returns none at all if the truth has no fact of some shape.
+def redraw(
+    shapes: Iterable[Shape],
+    find: Callable[[Shape], list[Ask]],
+    rng: Random,
+    weigh: Callable[[Ask], float] = lambda ask: 0.0,
+) -> list[Ask]:
+    """Return turns of the given shapes, drawn from what is found for each, none twice unless it must be.
+
+    A turn is drawn in proportion to its weight; where all weigh nothing, all are alike. Returns none at all
+    if nothing is found for some shape.
     """
     turns: list[Ask] = []
-    for kind, answer, by_quality in shapes:
-        choices = candidates(kind, answer, by_quality, truth)
-        if not choices:
+    for shape in shapes:
+        found = find(shape)
+        if not found:
             return []
-        fresh = [ask for ask in choices if ask not in turns]
-        turns.append(rng.choice(fresh or choices))
+        choices = [ask for ask in found if ask not in turns] or found
+        weights = [weigh(ask) for ask in choices]
+        turns.append(rng.choices(choices, weights)[0] if any(weights) else rng.choice(choices))
     return turns
 
 

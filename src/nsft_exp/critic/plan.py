@@ -1,4 +1,4 @@
-"""Which turns correct which errors: as many answered Yes as No in every dialogue.
+"""Which turns correct which errors: as many answered Yes as No in every dialogue, unless switched off.
 
 Every error gives a question whose answer is No (what the rejected answer claims) and one whose answer is
 Yes (what the chosen answer says of the same thing). Where a dialogue has room for one turn more, it is an
@@ -24,18 +24,24 @@ UNSAYABLE = ("", "0")
 
 
 def plan(
-    wrongs: Sequence[Contradiction], truth: Truth, said: Reading, max_turns: int, rng: Random
+    wrongs: Sequence[Contradiction],
+    truth: Truth,
+    said: Reading,
+    max_turns: int,
+    rng: Random,
+    balance: bool = True,
 ) -> list[Ask]:
     """Return at most `max_turns` turns about the errors, in random order; the first errors go first.
 
     With `max_turns` of 1 the only turn is Yes or No at random. An error about which the lexicon has no way to
-    ask gets no turn.
+    ask gets no turn. Without `balance` an error gets one turn, which denies what was claimed or affirms what
+    was denied, and the open question.
     """
     lexicon = truth.lexicon
     turns: list[Ask] = []
     more: list[Ask] = []
     for wrong in wrongs:
-        pair = _balanced(wrong, truth, said, turns, rng)
+        pair = _balanced(wrong, truth, said, turns, rng) if balance else _plain(wrong, truth, turns, rng)
         if max_turns == 1 and len(pair) == 2 and not turns:
             pair = [rng.choice(pair)]
         if pair and len(turns) + len(pair) <= max_turns:
@@ -64,6 +70,12 @@ def _balanced(
         no = next(iter(_askable(lexicon, [replace(yes, kind="missing", answer="no")])), None)
     pair = [ask for ask in (no, yes) if ask is not None]
     return [] if any(ask in turns for ask in pair) else pair
+
+
+def _plain(wrong: Contradiction, truth: Truth, turns: Sequence[Ask], rng: Random) -> list[Ask]:
+    """The one turn that an error calls for by itself; none where it is asked already or cannot be."""
+    found = _askable(truth.lexicon, _halves(wrong, truth, rng))[:1]
+    return [ask for ask in found if ask not in turns]
 
 
 def _halves(wrong: Contradiction, truth: Truth, rng: Random) -> tuple[Half, Half]:

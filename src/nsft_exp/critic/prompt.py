@@ -20,7 +20,7 @@ from nsft_exp.critic.dialogue import corrected, uncorrected
 from nsft_exp.llm.envelope import clean
 from nsft_exp.records import Correction, Exchange, FoundError
 
-VERSION = "1"
+VERSION = "2"
 """Raised when a word of the prompt or a rule of the parser changes."""
 
 MAX_ERRORS = 10
@@ -122,7 +122,7 @@ def parse_reply(
 
 def find_object(text: str) -> dict[str, Any] | None:
     """Return the first JSON object in a text that has both keys of a reply, or None."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(strict=False)  # xgrammar lets raw tabs into strings of bounded length
     for match in islice(re.finditer(r"\{", text), 50):
         try:
             value, _ = decoder.raw_decode(text, match.start())

@@ -18,6 +18,7 @@ from nsft_exp.critic.lexicon import Lexicon
 from nsft_exp.critic.plan import by_importance, plan
 from nsft_exp.critic.reading import Reader, Reading
 from nsft_exp.critic.truth import Truth, truth_of
+from nsft_exp.critic.weakness import Weakness
 from nsft_exp.critic.wording import Ask, counted, worded
 from nsft_exp.critic.words import plan_words, word_errors
 from nsft_exp.records import Correction, Exchange, FoundError, Preference, Sample, UserError
@@ -45,19 +46,32 @@ class Rule:
     """The rule critic.
 
     `lexicon` is the file of words and wordings, `max_turns` the longest dialogue, and `closed_world` makes
-    whatever the chosen answer leaves out an error. Every dialogue has as many answers Yes as No (plan.py).
+    whatever the chosen answer leaves out an error. Every dialogue has as many answers Yes as No (plan.py);
+    with `balance=False` it has only the turns that its errors call for. A worse critic overlooks the share
+    `miss` of the errors and takes the share `invent` of the right claims for wrong (weakness.py).
     """
 
     def __init__(
-        self, lexicon: str, codebook: Codebook, max_turns: int = 5, closed_world: bool = False
+        self,
+        lexicon: str,
+        codebook: Codebook,
+        max_turns: int = 5,
+        closed_world: bool = False,
+        balance: bool = True,
+        miss: float = 0.0,
+        invent: float = 0.0,
     ) -> None:
         if max_turns < 1:
             raise UserError(f"critic.max_turns={max_turns}: a dialogue has at least one turn; use 1 to 5")
+        self.weakness = Weakness(miss, invent)
+        if self.weakness and not codebook:
+            raise UserError("critic.miss, critic.invent: they are of a codebook's errors; use codebook=full")
         self.lexicon = Lexicon(lexicon)
         self.reader = Reader(self.lexicon)
         self.codebook = codebook
         self.max_turns = max_turns
         self.closed_world = closed_world
+        self.balance = balance
 
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in order; each depends on its own pair alone."""
@@ -90,9 +104,9 @@ def judge(critic: Rule, sample: Sample, preference: Preference, codebook: Codebo
     right = critic.reader.read(sample.question, preference.chosen)
     truth = truth_of(right, critic.lexicon, critic.closed_world)
     said = critic.reader.read(sample.question, preference.rejected)
-    everything = contradictions(truth, said.claims)
+    everything = critic.weakness.apply(contradictions(truth, said.claims), truth, said, sample.id)
     wrongs = by_importance(everything, codebook)
-    turns = plan(wrongs, truth, said, critic.max_turns, Random(f"plan/{sample.id}"))
+    turns = plan(wrongs, truth, said, critic.max_turns, Random(f"plan/{sample.id}"), critic.balance)
     return Judgement(truth, said, wrongs, len(everything) - len(wrongs), turns)
 
 

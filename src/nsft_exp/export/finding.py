@@ -16,7 +16,7 @@ from nsft_exp.items import read_items
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
 from nsft_exp.records import Example, Item, UserError
-from nsft_exp.stages import REVISIONS, CellRun, build, held_out_size
+from nsft_exp.stages import REVISIONS, CellRun, build, split_items
 from nsft_exp.store import StageFolder, Store
 
 MARKER = "nsft_export.json"
@@ -100,8 +100,10 @@ def items_of(cell: FoundCell) -> tuple[list[Item], int]:
     samples = build(cell.source).samples()
     folders = cell.run.folders
     items = read_items(samples, folders.get("respond"), folders.get("critique"), cell.run.store)
-    held_out = held_out_size(cell.config) if cell.source is not cell.config["source"] else 0
-    return items[: len(items) - held_out], held_out
+    if cell.source is cell.config["source"]:
+        return items, 0
+    trained, held_out = split_items(items, cell.config)
+    return trained, len(held_out)
 
 
 def examples_of(cell: FoundCell, items: list[Item]) -> list[Example]:

@@ -80,6 +80,26 @@ class Client:
         if work.num_missing:
             raise UserError(work.account())
 
+    def usage(self, model: str, keys: Iterable[str]) -> dict[str, Any]:
+        """Return the sums over the calls of these keys, those of earlier runs included, for a manifest.
+
+        `lost` are requests that had no end because a process was killed; `failed` counts those that failed by
+        kind. Tokens and money are of the replies whose usage the server told (`without_usage`: the others).
+        """
+        self.ledger.refresh()
+        calls = self.ledger.sums(keys)
+        return {
+            "model": model,
+            "requests": calls.asked,
+            "replies": calls.replies,
+            "failed": dict(sorted(calls.failed.items())),
+            "lost": calls.lost,
+            "without_usage": calls.silent,
+            "input_tokens": calls.usage.input,
+            "output_tokens": calls.usage.output,
+            "money": self.budget.cost(calls.usage),
+        }
+
     def scrub(self, text: str) -> str:
         """Return a server's text without the key, should the server repeat it."""
         return text.replace(self._key, "[key]") if len(self._key) > 3 else text

@@ -18,8 +18,10 @@ class SFT:
 
     `supervise_history` also supervises the earlier answers of the conversation, as LLaVA's own training does.
     `pairs=common` keeps the items whose chosen and rejected answers differ, so that every method sees the
-    same ones. The loss is the mean over all supervised tokens of the global batch (`normalise=token`) or the
-    mean of the examples' means (`example`).
+    same ones. `match=epochs` repeats items until they have as many supervised words as nSFT with its
+    corrections; `match=samples` takes further samples for that, from the last `spare` items (the plan has the
+    source draw so many more). The loss is the mean over all supervised tokens of the global batch
+    (`normalise=token`) or the mean of the examples' means (`example`).
     """
 
     consumes: ClassVar[Literal["sample"]] = "sample"
@@ -31,19 +33,27 @@ class SFT:
         pairs: str = "all",
         normalise: str = "token",
         match: str = "none",
+        spare: int = 0,
     ) -> None:
         check_choice("method.pairs", pairs, ("all", "common"))
         check_choice("method.normalise", normalise, ("token", "example"))
-        check_choice("method.match", match, ("none", "correction"))
+        check_choice("method.match", match, ("none", "epochs", "samples"))
+        if (spare > 0) != (match == "samples"):
+            raise UserError(
+                f"method.spare={spare}: the further samples of method.match=samples, and only of it"
+            )
         self.match = match
+        self.spare = spare
         self.supervise_history = supervise_history
         self.pairs = pairs
         self.normalise = normalise
 
     def examples(self, items: Sequence[Item], rng: Random) -> list[Example]:
         """One example an item: its image, earlier exchanges and question, and the chosen answer."""
-        kept = wanted(items, self.pairs)
-        rounds = matched(kept) if self.match == "correction" else [kept]
+        rounds = [wanted(items, self.pairs)]
+        if self.match != "none":
+            own, spare = items[: len(items) - self.spare], items[len(items) - self.spare :]
+            rounds = matched(wanted(own, self.pairs), wanted(spare, self.pairs))
         return [
             Example(
                 item.sample.id + (f"#{number}" if number else ""),
@@ -52,6 +62,11 @@ class SFT:
             for number, part in enumerate(rounds)
             for item in part
         ]
+
+    def left_out(self, items: Sequence[Item]) -> dict[str, int]:
+        """How many of the spare samples were not needed."""
+        unused = len(wanted(items, self.pairs)) - len(self.examples(items, Random(0)))
+        return {"spare samples": unused} if self.match == "samples" else {}
 
     def loss(self, policy: TokenScores, reference: TokenScores | None) -> dict[str, tuple[Any, Any]]:
         """The one term `chosen`."""
@@ -73,26 +88,38 @@ def wanted(items: Sequence[Item], pairs: str) -> list[Item]:
     return [item for item in items if item.preference and item.preference.status == "ok"]
 
 
-def matched(items: Sequence[Item]) -> list[list[Item]]:
-    """Return passes over the items, the last one in part, whose answers have the words of nSFT's supervision.
+def matched(items: Sequence[Item], spare: Sequence[Item] = ()) -> list[list[Item]]:
+    """Return lists of items whose chosen answers have the words of nSFT's supervision on `items`.
 
-    Raises UserError where there are no corrections to match.
+    The items come first; then as many of the spare ones as it takes or, without any, the items again and
+    again, the last time in part. Raises UserError where there are no corrections to match, or too few spare
+    items.
     """
     corrections = [item.correction for item in items if item.correction]
     if not corrections:
-        raise UserError("method.match=correction needs corrections; choose a critic (variant=token_matched)")
-    words = [len(answer(item, "chosen").split()) for item in items]
+        raise UserError("method.match needs corrections; choose a critic (variant=token_matched)")
     left = sum(len(exchange.answer.split()) for c in corrections for exchange in c.dialogue)
     passes = [list(items)]
     while left > 0:
-        part: list[Item] = []
-        for item, count in zip(items, words, strict=True):
-            if left <= 0:
-                break
-            part.append(item)
-            left -= max(count, 1)
+        part, left = _worth(spare or items, left)
         passes.append(part)
+        if spare and left > 0:
+            raise UserError(
+                f"method.spare={len(spare)}: further samples are {left} words short of the corrections; "
+                "take more"
+            )
     return passes
+
+
+def _worth(items: Sequence[Item], words: int) -> tuple[list[Item], int]:
+    """Return the first items whose chosen answers have so many words, and how many words are then left."""
+    part: list[Item] = []
+    for item in items:
+        if words <= 0:
+            break
+        part.append(item)
+        words -= max(1, len(answer(item, "chosen").split()))
+    return part, words
 
 
 def opening(sample: Sample, supervise_history: bool = False) -> tuple[Turn, ...]:

@@ -11,7 +11,7 @@ from itertools import islice
 
 from nsft_exp.interfaces import LoadedVLM
 from nsft_exp.pairing.editor import Editor
-from nsft_exp.pairing.gt import question
+from nsft_exp.pairing.gt import calls, question
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
 from nsft_exp.view import drawn, view_named
 
@@ -103,11 +103,11 @@ class Edited:
         if self.editor is not None:
             rejected["edit"] = None if edited is None else edited.strip()
         if self.view is not None:
-            rejected["view"] = None if reply is None else reply.text.strip()
+            rejected["view"] = reply.text.strip() if reply is not None and reply.given else None
         statuses = {branch: _status(chosen, text) for branch, text in rejected.items()}
         views = {"edit": "clean", "view": drawn(str(self.view), self.seed, sample.id)}
         kept = [(rejected[b] or "", views[b]) for b, status in statuses.items() if status == "ok"]
-        details: dict[str, object] = {**statuses}
+        details: dict[str, object] = {**statuses, **calls(*([reply] if reply else ()))}
         if not kept:
             unedited = set(statuses.values()) == {"none"}
             return Preference(sample.id, "unedited" if unedited else "equal", chosen, chosen, details=details)

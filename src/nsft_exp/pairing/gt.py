@@ -25,9 +25,9 @@ class GroundTruth:
     def pairs(self, samples: Iterable[Sample], vlm: LoadedVLM | None) -> Iterator[Preference]:
         """Yield one Preference for every sample, in the order in which the VLM answers.
 
-        Status `ok`; `equal`: the two answers are the same text; `empty`: the VLM said nothing. `details`
-        tell how the rejected answer ended (`finish`: `stop` or `length`) and its number of tokens. Raises
-        UserError when an answer is missing.
+        Status `ok`; `equal`: the two answers are the same text; `empty`: the VLM said nothing; `refused` or
+        `no_choice`: its server gave no answer. `details` tell how the rejected answer ended (`finish`: `stop`
+        or `length`) and its number of tokens (None: not told). Raises UserError when an answer is missing.
         """
         if vlm is None:
             raise UserError("pairing=gt: there is no VLM to answer; choose one with vlm=...")
@@ -50,5 +50,11 @@ def pair(sample: Sample, reply: Reply) -> Preference:
     """Return the Preference of a sample and the VLM's reply to it; texts are compared stripped."""
     chosen, rejected = sample.answer.strip(), reply.text.strip()
     status = "empty" if not rejected else "equal" if chosen == rejected else "ok"
-    details = {"finish": reply.finish, "tokens": len(reply.ids)}
-    return Preference(sample.id, status, chosen, rejected, details=details)
+    details = {"finish": reply.finish, "tokens": len(reply.ids) or None, **calls(reply)}
+    return Preference(sample.id, status if reply.given else reply.finish, chosen, rejected, details=details)
+
+
+def calls(*replies: Reply) -> dict[str, list[str]]:
+    """Return what a record's details tell of the requests to a server behind it; empty without one."""
+    keys = [reply.request for reply in replies if reply.request]
+    return {"requests": keys} if keys else {}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from nsft_exp.interfaces import LoadedVLM
 from nsft_exp.pairing.comparison import Comparison, winner
-from nsft_exp.pairing.gt import question
+from nsft_exp.pairing.gt import calls, question
 from nsft_exp.pairing.view import answered_twice, preference
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
 
@@ -116,7 +116,7 @@ class SelfCritic:
             found = agreed([winner(verdict, order) for order, verdict in enumerate(said)])
         pair = preference(name, sampled, greedy) if found == "sampled" else preference(name, greedy, sampled)
         kept = found in ("greedy", "sampled")
-        details |= pair.details | ({"chosen": found} if kept else {})
+        details |= pair.details | ({"chosen": found} if kept else {}) | calls(greedy, sampled, *replies)
         return replace(pair, status="ok" if kept else found, details=details)
 
     def check(self, preferences: Sequence[Preference]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from nsft_exp.interfaces import LoadedVLM
-from nsft_exp.pairing.gt import question
+from nsft_exp.pairing.gt import calls, question
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
 from nsft_exp.view import drawn, view_named
 
@@ -86,9 +86,18 @@ def answered_twice(
 
 
 def preference(name: str, chosen: Reply, rejected: Reply, rejected_view: str = "clean") -> Preference:
-    """Return the Preference of two replies; texts are compared stripped."""
+    """Return the Preference of two replies; texts are compared stripped.
+
+    Where a server gave no answer that is its status (`refused` or `no_choice`).
+    """
     texts = chosen.text.strip(), rejected.text.strip()
     status = "empty" if not all(texts) else "equal" if texts[0] == texts[1] else "ok"
-    details = {"finish": rejected.finish, "tokens": len(rejected.ids)}
-    details |= {"chosen_finish": chosen.finish, "chosen_tokens": len(chosen.ids)}
-    return Preference(name, status, *texts, rejected_view=rejected_view, details=details)
+    lacking = [reply.finish for reply in (chosen, rejected) if not reply.given]
+    details = {
+        "finish": rejected.finish,
+        "tokens": len(rejected.ids) or None,
+        "chosen_finish": chosen.finish,
+        "chosen_tokens": len(chosen.ids) or None,
+        **calls(chosen, rejected),
+    }
+    return Preference(name, (*lacking, status)[0], *texts, rejected_view=rejected_view, details=details)

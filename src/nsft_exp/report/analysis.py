@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nsft_exp.report.cell import Cell, Row
-from nsft_exp.report.results import GROUPS, Arm, Column, Comparison, ComparisonTable, Results
-from nsft_exp.statistics import Bootstrap, Difference, ScoredItems, holm
-
-Rows = dict[tuple[str, str], list[Row]]
+from nsft_exp.report.cell import Cell
+from nsft_exp.report.classes import make_class_tables
+from nsft_exp.report.form import fallen_apart
+from nsft_exp.report.matching import Rows, items_of, pairs
+from nsft_exp.report.results import GROUPS, Arm, Column, Results, compared
+from nsft_exp.statistics import Bootstrap, Difference
 
 
 def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int = 5_000) -> Results:
@@ -33,8 +34,10 @@ def make_results(cells: Sequence[Cell], study: dict[str, Any], replicates: int =
         f"{x}: nothing is compared with it, because no cell of it finished" for x in wanted if x not in labels
     ]
     found = _compare_all(labels, arms, columns, rows, replicates)
-    tables = tuple(_table(label, found[label]) for label in labels)
-    return Results(study, tuple(cells), arms, columns, tables, rows, (*notes, *_notes(cells, rows)))
+    tables = tuple(compared(label, found[label]) for label in labels)
+    notes += [*_notes(cells, rows), *fallen_apart(arms, rows)]
+    classes = make_class_tables(labels, arms, rows, replicates)
+    return Results(study, tuple(cells), arms, columns, tables, rows, tuple(notes), classes)
 
 
 def group_arms(cells: Sequence[Cell]) -> tuple[Arm, ...]:
@@ -80,7 +83,7 @@ def _compare_all(
 ) -> dict[str, list[tuple[Arm, Arm, Column, Difference]]]:
     """Return label -> the differences of every other arm from it."""
     items = {
-        (arm, name): _items(arm, name, rows)
+        (arm, name): items_of(arm, name, rows)
         for arm in arms
         for name in dict.fromkeys(c.benchmark for c in columns)
     }
@@ -89,49 +92,12 @@ def _compare_all(
         shown = [column for column in columns if column.benchmark == name]
         evaluation = next(e for arm in arms for c in arm.cells if (e := c.evaluation(name)))
         bootstrap = Bootstrap(evaluation.benchmark.metrics, replicates)
-        for label, arm, against in _pairs(labels, arms, name):
+        for label, arm, against in pairs(labels, arms, name):
             differences = bootstrap.compare(items[arm, name], items[against, name])
             found[label] += [
                 (arm, against, c, differences[c.metric]) for c in shown if c.metric in differences
             ]
     return found
-
-
-def _pairs(labels: Sequence[str], arms: Sequence[Arm], name: str) -> Iterator[tuple[str, Arm, Arm]]:
-    """Yield (label, arm, the arm of that label to compare it with) where both have the benchmark's scores."""
-    for label in labels:
-        for arm in arms:
-            against = None if arm.is_base else _opponent(arm, label, arms)
-            if against is not None and _protocols(arm, name) == _protocols(against, name) != set():
-                yield label, arm, against
-
-
-def _opponent(arm: Arm, label: str, arms: Sequence[Arm]) -> Arm | None:
-    for other in arms:
-        same = other.is_base or (other.source, other.size) == (arm.source, arm.size)
-        if other.label == label and other is not arm and other.vlm == arm.vlm and same and other.cells:
-            return other
-    return None
-
-
-def _protocols(arm: Arm, name: str) -> set[str]:
-    return {e.protocol for cell in arm.cells if (e := cell.evaluation(name))}
-
-
-def _items(arm: Arm, benchmark: str, rows: Rows) -> dict[int | None, ScoredItems]:
-    found = {cell.seed: rows.get((cell.name, benchmark)) for cell in arm.cells}
-    return {
-        None if arm.is_base else seed: ScoredItems(tuple(row.score for row in some if row.score is not None))
-        for seed, some in found.items()
-        if some is not None
-    }
-
-
-def _table(label: str, found: Sequence[tuple[Arm, Arm, Column, Difference]]) -> ComparisonTable:
-    """Correct the headline differences of one table for their number (Holm)."""
-    tested = [c.headline and c.better != "none" for _, _, c, _ in found]
-    adjusted = holm([d.p if test else None for test, (_, _, _, d) in zip(tested, found, strict=True)])
-    return ComparisonTable(label, tuple(Comparison(*row, p) for row, p in zip(found, adjusted, strict=True)))
 
 
 def _notes(cells: Sequence[Cell], rows: Rows) -> Iterator[str]:

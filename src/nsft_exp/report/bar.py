@@ -1,4 +1,4 @@
-"""Bars: what the critic found and asked, for each codebook."""
+"""Bars: what the critic found and asked, and the words of its dialogues, for each codebook."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nsft_exp.report import dialogue
+from nsft_exp.report import dialogue, dialogue_words
 from nsft_exp.report.results import Results
-from nsft_exp.report.style import COLOURS, INK, Style, legend_above, panels
+from nsft_exp.report.style import COLOURS, INK, MUTED, Style, legend_above, panels
 
 
 def draw_errors(results: Results, style: Style) -> Figure | None:
@@ -35,13 +35,42 @@ def draw_errors(results: Results, style: Style) -> Figure | None:
     return figure
 
 
-def _bars(axis: Axes, names: Sequence[str], series: Sequence[Sequence[float]], least: int) -> None:
-    """Draw groups of bars with room for at least `least` groups, so that few are not fat."""
+RANKED = 20
+
+
+def draw_words(results: Results, style: Style) -> Figure | None:
+    """The words of nSFT's corrective dialogues with and without codebook, ranked; objects in colour."""
+    found = dialogue_words.with_and_without(results.cells)
+    if not found:
+        return None
+    rankings = [words.ranked(RANKED) for words in found]
+    rows = max(map(len, rankings))
+    figure, axes = panels(len(found), style, 0.7 + 0.19 * rows)
+    for axis, words, ranked in zip(axes, found, rankings, strict=True):
+        colours = [COLOURS[3] if word in words.object_words else MUTED for word, _ in ranked]
+        _bars(axis, [word for word, _ in ranked], [[share for _, share in ranked]], rows, colours)
+        axis.set_title(f"codebook {words.codebook}: {words.object_share:.1f} % of its words name objects")
+    patches = [Patch(color=COLOURS[3]), Patch(color=MUTED)]
+    legend_above(figure, patches, ["names an object", "any other word"], style)
+    return figure
+
+
+def _bars(
+    axis: Axes,
+    names: Sequence[str],
+    series: Sequence[Sequence[float]],
+    least: int,
+    colours: Sequence[str] | None = None,
+) -> None:
+    """Draw groups of bars with room for at least `least` groups, so that few are not fat.
+
+    `colours` are those of single bars; None: a colour a series.
+    """
     height = 0.8 / len(series)
     text: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
     for i, values in enumerate(series):
         places = np.arange(len(names)) + (i - (len(series) - 1) / 2) * height
-        axis.barh(places, values, height * 0.9, color=COLOURS[i + 1])
+        axis.barh(places, values, height * 0.9, color=colours or COLOURS[i + 1])
         for y, value in zip(places, values, strict=True):
             if value:
                 axis.annotate(f"{value:.1f}", (value, y), (3, 0), **text)

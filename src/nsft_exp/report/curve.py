@@ -83,6 +83,8 @@ def draw_training(results: Results, style: Style) -> Figure | None:
 
 
 VALIDATION = "validation/"
+BENCHMARK = "benchmark/"
+"""Before the metrics of the benchmarks that a training was watched with: too many for one figure."""
 PLAIN = {"step", "epoch", "lr", "learning_rate", "supervised_tokens", "examples", "conversations"}
 """Columns of metrics.jsonl that say how far training is, not how it goes."""
 NAMES = {
@@ -102,7 +104,9 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]]:
     curves: dict[str, dict[float, float]] = {}
     for place, row in enumerate(history):
         for name, value in row.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            if name.startswith(BENCHMARK) or isinstance(value, bool):
+                continue
+            if isinstance(value, (int, float)) and math.isfinite(value):
                 curves.setdefault(name, {})[row.get("step", place)] = float(value)
     return curves
 

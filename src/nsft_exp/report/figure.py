@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from nsft_exp.report.bar import draw_errors
+from nsft_exp.report.bar import draw_errors, draw_words
 from nsft_exp.report.curve import draw_sizes, draw_training
 from nsft_exp.report.forest import draw_differences, draw_improvement
 from nsft_exp.report.results import Results
@@ -80,6 +80,14 @@ PLOTS = (
         "Errors by category of the codebook, and the words that its corrective questions use most.",
         draw_errors,
         "needs a critic's corrections",
+    ),
+    Plot(
+        "words",
+        "Words of the corrective dialogues",
+        "The most frequent words of nSFT's corrective questions and answers, in per cent of all their words; "
+        "function words are not shown but counted. Objects: those of CHAIR's synonym table.",
+        draw_words,
+        "needs nsft with and without codebook, and a CHAIR benchmark",
     ),
     Plot(
         "training",

@@ -10,28 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nsft_exp.report import browser, wording
+from nsft_exp.report import browser, class_table, form, inputs, moved, wording
 from nsft_exp.report.figure import Drawn, Plot
-from nsft_exp.report.results import GROUPS, Arm, Results
+from nsft_exp.report.results import GROUPS, Results
 from nsft_exp.report.style import DARK, KNOWN, darkened, look
 from nsft_exp.report.table import INTERVALS
-
-NAMES = {
-    "samples": "samples",
-    "pairs": "pairs that differ",
-    "equal": "equal pairs",
-    "corrections": "corrections",
-    "examples": "trained on",
-    "steps": "steps",
-    "supervised_tokens": "supervised tokens",
-    "critic_precision": "critic's precision",
-    "critic_recall": "critic's recall",
-    "models_held": "models held",
-    "trainable_parameters": "trained parameters",
-    "peak_memory_bytes": "peak memory",
-    "train_seconds": "training time",
-}
-"""Counts and costs of a cell in the order and words of the page; others follow under their own names."""
 
 
 def to_html(results: Results, drawn: Sequence[Drawn], missing: Sequence[Plot]) -> str:
@@ -54,7 +37,12 @@ def to_html(results: Results, drawn: Sequence[Drawn], missing: Sequence[Plot]) -
         missing=missing,
         shelves=browser.shelves(results),
         courses=browser.courses(results),
-        inputs=input_table(results),
+        in_domain=class_table,
+        forms=form.form_grid(results),
+        form_note=form.EXPLANATION,
+        inputs=inputs.input_table(results),
+        moved=moved.moved_grid(results),
+        moved_note=moved.NOTE,
         intervals=INTERVALS,
         answer_seed=_answer_seed(results),
         spans=_spans(results),
@@ -70,7 +58,7 @@ def _source(environment: Environment, name: str) -> str:
 
 
 def _spans(results: Results) -> list[tuple[str, int]]:
-    columns = results.headline
+    columns = results.shown
     counted = [(name, sum(c.group == key for c in columns)) for key, name in GROUPS.items()]
     return [(name, n) for name, n in counted if n]
 
@@ -102,25 +90,3 @@ def _size(svg: str) -> tuple[int, int]:
 def _answer_seed(results: Results) -> str:
     seeds = [arm.seeds[0] for arm in results.arms if arm.seeds and arm.seeds[0] is not None]
     return str(seeds[0]) if seeds else ""
-
-
-def input_table(results: Results) -> dict[str, Any]:
-    """Return what went into every arm and what it took: names of the columns, and a row an arm."""
-    arms = [a for a in results.arms if a.cells and not a.is_base]
-    present = {name for a in arms for c in a.cells for name in {**c.counts, **c.costs}}
-    names = [n for n in NAMES if n in present] + sorted(present - set(NAMES))
-    rows = [(arm, [_amount(arm, name) for name in names]) for arm in arms]
-    return {"names": [NAMES.get(n, n.replace("_", " ")) for n in names], "rows": rows}
-
-
-def _amount(arm: Arm, name: str) -> str:
-    """Return a count or cost in words: the mean over seeds of numbers, the first seed's of anything else."""
-    mean = arm.number(name)
-    if mean is None:
-        value = {**arm.cells[0].counts, **arm.cells[0].costs}.get(name)
-        return wording.quantity(value)
-    if name.endswith("_bytes"):
-        return f"{mean.value / 2**20:,.0f} MiB".replace(",", "\u202f")
-    if name.endswith("seconds"):
-        return f"{mean.value:.0f} s" if mean.value < 600 else f"{mean.value / 60:.0f} min"
-    return wording.quantity(mean.value)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nsft_exp.report.cell import Cell, Row
-from nsft_exp.statistics import Difference
+from nsft_exp.statistics import Difference, holm
 
 ALPHA = 0.05
 GROUPS = {
@@ -25,6 +25,9 @@ GROUPS = {
     "other": "Other",
 }
 """Kinds of test in the order of their columns: yes/no tests and free generation are never mixed."""
+
+BESIDE = ("recall", "length")
+"""Metrics of a caption benchmark that stand beside its scores: few errors may mean few words."""
 
 Verdict = Literal["better", "worse", "maybe better", "maybe worse", "open", "untested"]
 
@@ -167,6 +170,46 @@ class ComparisonTable:
         return list(dict.fromkeys(c.arm for c in self.comparisons))
 
 
+def compared(label: str, found: Sequence[tuple[Arm, Arm, Column, Difference]]) -> ComparisonTable:
+    """Return the differences from one label, the headline ones corrected for their number (Holm)."""
+    tested = [c.headline and c.better != "none" for _, _, c, _ in found]
+    adjusted = holm([d.p if test else None for test, (_, _, _, d) in zip(tested, found, strict=True)])
+    return ComparisonTable(label, tuple(Comparison(*row, p) for row, p in zip(found, adjusted, strict=True)))
+
+
+@dataclass(frozen=True)
+class AnswerClass:
+    """A question type with one answer: how often the base VLM gives it, and where it was chosen."""
+
+    name: str
+    items: int
+    accuracy: float
+    """The base VLM's, in percent over all its items."""
+    halves: int
+    """In how many of the two halves of the images (the other half chose) its items count."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTable:
+    """Accuracy over the classes of one benchmark on which a base VLM is worst, and on which it is best."""
+
+    benchmark: str
+    base: Arm
+    number: int
+    """Classes taken on each side."""
+    eligible: int
+    left_out: int
+    """Classes with too few items."""
+    columns: tuple[Column, ...]
+    """The worst, then the best."""
+    chosen: dict[str, tuple[AnswerClass, ...]]
+    """Column's metric -> the classes, those that both halves chose first."""
+    means: dict[Arm, dict[str, Mean | None]]
+    """Arm (the base first) -> column's metric -> mean over seeds."""
+    tables: tuple[ComparisonTable, ...]
+    """The differences from each label, each table a family of tests of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """All that a report shows."""
@@ -179,12 +222,20 @@ class Results:
     rows: dict[tuple[str, str], list[Row]] = field(repr=False)
     """(cell name, benchmark) -> scored items."""
     notes: tuple[str, ...] = ()
-    """What a reader must know: other protocols, incomplete evaluations, unpaired items."""
+    """What a reader must know: other protocols, incomplete evaluations, answers that fell apart."""
+    classes: tuple[ClassTable, ...] = ()
+    """In-domain: the classes on which the base VLM is worst and best, of each benchmark that has classes."""
 
     @property
     def headline(self) -> list[Column]:
-        """The columns of the main table."""
+        """The columns that are compared."""
         return [c for c in self.columns if c.headline]
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of the main table: those that are compared, and what stands beside them."""
+        compared = {c.benchmark for c in self.headline if c.group == "generation"}
+        return [c for c in self.columns if c.headline or (c.benchmark in compared and c.metric in BESIDE)]
 
     @property
     def failed(self) -> list[Cell]:

@@ -47,7 +47,8 @@ def look(label: str, labels: Sequence[str]) -> tuple[str, str]:
     """Return (colour, marker) of a label; the paper's methods keep theirs in every study."""
     others = [x for x in dict.fromkeys(labels) if x not in KNOWN]
     place = KNOWN[label] if label in KNOWN else len(KNOWN) + others.index(label)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    turn = place // len(COLOURS)  # the tenth label has the first one's colour and another marker
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + turn) % len(MARKERS)]
 
 
 @contextmanager

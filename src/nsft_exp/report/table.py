@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nsft_exp.report import wording
-from nsft_exp.report.results import GROUPS, ComparisonTable, Results
+from nsft_exp.report.results import GROUPS, Column, ComparisonTable, Results
 
 LEGEND = (
     "▲ better, ▼ worse: both 95 % intervals exclude zero, Holm-corrected over the table. "
@@ -23,6 +23,12 @@ LEGEND = (
 INTERVALS = (
     "Differences are means over seeds on the same items. Intervals: pigeonhole bootstrap (images and seeds "
     "resampled) and Student's t over the seeds' differences."
+)
+
+
+MAIN_NOTE = (
+    "Mean ± standard deviation over seeds. "
+    "Pairs: samples whose chosen and rejected answers differ, of all samples."
 )
 
 
@@ -38,22 +44,29 @@ class Grid:
 
 
 def main_grid(results: Results) -> Grid:
-    """Return the main table: an arm a row, `mean ± sd` of every headline metric, and what went in."""
-    columns = results.headline
+    """Return the main table: an arm a row, `mean ± sd` of every metric that is shown, and what went in."""
+    columns = results.shown
     groups = [(name, sum(c.group == key for c in columns)) for key, name in GROUPS.items()]
-    header = ["trained on", "seeds", *(wording.title(c) for c in columns)]
+    header = ["pairs", "trained on", "seeds", *(wording.title(c) for c in columns)]
     rows = []
     for arm in results.arms:
         n = arm.number("examples") or arm.number("samples")
         seeds = [wording.DASH if arm.is_base else str(len(arm.cells))]
-        row = [wording.arm_name(arm, results.arms), wording.quantity(n.value if n else None), *seeds]
+        went_in = [wording.pair_yield(arm), wording.quantity(n.value if n else None), *seeds]
+        row = [wording.arm_name(arm, results.arms), *went_in]
         rows.append(row + [wording.mean_sd(arm.mean(c.key), c.scale) for c in columns])
-    rows.append(["items", "", "", *(wording.num_items(results, c) for c in columns)])
-    return Grid("method", [("", 2), *((t, n) for t, n in groups if n)], header, rows)
+    rows.append(["items", "", "", "", *(wording.num_items(results, c) for c in columns)])
+    return Grid("method", [("", 3), *((t, n) for t, n in groups if n)], header, rows)
 
 
-def comparison_grid(results: Results, table: ComparisonTable) -> Grid:
-    """Return a table of comparisons: a row a metric and arm, with both intervals and the verdict."""
+def comparison_grid(
+    results: Results, table: ComparisonTable, columns: Sequence[Column] | None = None
+) -> Grid:
+    """Return a table of comparisons: a row a metric and arm, with both intervals and the verdict.
+
+    `columns` are its metrics in order; None: the study's headline columns.
+    """
+    columns = results.headline if columns is None else columns
     rows = []
     for c in table.comparisons:
         if c.column.headline:
@@ -69,7 +82,7 @@ def comparison_grid(results: Results, table: ComparisonTable) -> Grid:
                     wording.SYMBOLS[c.verdict],
                 ]
             )
-    rows.sort(key=lambda row: [wording.title(c) for c in results.headline].index(row[0]))
+    rows.sort(key=lambda row: [wording.title(c) for c in columns].index(row[0]))
     header = ["method", "difference", "bootstrap 95 %", "t 95 %", "p (Holm)", ""]
     return Grid("metric", [("", len(header))], header, rows)
 
@@ -78,7 +91,7 @@ def to_markdown(results: Results) -> str:
     """Return the whole report in words: settings, tables, what failed, what to know."""
     study = results.study
     parts = [f"# {study.get('title') or study.get('name', 'Study')}", wording.seeds_moved(results)]
-    parts += [markdown(main_grid(results)), "Mean ± standard deviation over seeds."]
+    parts += [markdown(main_grid(results)), MAIN_NOTE]
     for table in results.tables:
         parts += [f"## Against {table.against}", f"{table.num_tests} tests in this table. {LEGEND}"]
         parts += [markdown(comparison_grid(results, table))]
@@ -122,13 +135,13 @@ def to_csv(results: Results) -> str:
 
 
 def comparisons_to_csv(results: Results) -> str:
-    """Return every difference of every table, a row each, headline or not."""
+    """Return every difference of every table, those of classes last; a row each, headline or not."""
     head = (
         "against method source size vlm benchmark metric difference bootstrap_low bootstrap_high t_low t_high"
     )
     tail = "p_bootstrap p_t p_holm tests verdict seeds items images unpaired replicates"
     rows: list[list[object]] = [[*head.split(), *tail.split()]]
-    for table in results.tables:
+    for table in (*results.tables, *(t for classes in results.classes for t in classes.tables)):
         for c in table.comparisons:
             d, a = c.difference, c.arm
             where = [table.against, a.label, a.source, a.size if a.size is not None else "", a.vlm]
@@ -237,12 +250,17 @@ def terminal(results: Results, heading: str) -> Table:
     for arm in results.arms:
         out.add_column(wording.arm_name(arm, results.arms), justify="right", overflow="fold")
     for key, name in GROUPS.items():
-        columns = [c for c in results.headline if c.group == key]
+        columns = [c for c in results.shown if c.group == key]
         if columns:
             out.add_row(Text(name, style="bold"))
         for c in columns:
             means = [wording.mean_sd(arm.mean(c.key), c.scale).replace(" ", "") for arm in results.arms]
             out.add_row(f"  {wording.title(c)}", *means, end_section=c is columns[-1])
     trained = [arm.number("examples") or arm.number("samples") for arm in results.arms]
+    out.add_row("pairs", *map(wording.pair_yield, results.arms), style="dim")
     out.add_row("trained on", *(wording.quantity(n.value if n else None) for n in trained), style="dim")
+    for name in ("steps", "supervised_tokens"):
+        amounts = [arm.number(name) for arm in results.arms]
+        words = (wording.quantity(n.value if n else None) for n in amounts)
+        out.add_row(name.replace("_", " "), *words, style="dim")
     return out

@@ -89,6 +89,12 @@ def arm_name(arm: Arm, arms: Sequence[Arm]) -> str:
     return " · ".join(parts)
 
 
+def pair_yield(arm: Arm) -> str:
+    """Return how many of the samples gave a pair that differs, as `48 of 60`; a dash where nobody paired."""
+    pairs, samples = arm.number("pairs"), arm.number("samples")
+    return f"{quantity(pairs.value)} of {quantity(samples.value)}" if pairs and samples else DASH
+
+
 def num_items(results: Results, column: Column) -> str:
     """Return how many scored items a column's benchmark has: one number, or a range where cells differ."""
     sizes = results.num_scored.get(column.benchmark)

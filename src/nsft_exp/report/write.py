@@ -10,24 +10,29 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import table, totals, wording
+from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
 from nsft_exp.report.page import to_html
 
+SECTIONS = (table, class_table, form, dialogue_words, totals, moved, inputs)
+"""Of table.md, each with `to_markdown(results)`."""
+
 
 def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> None:
     """Write index.html, table.md, .csv and .tex, comparisons.csv, summary.json, figures/*.png and *.svg.
 
-    Failed cells are named with their logs; a figure with nothing to draw is removed and named in the page.
+    Also classes.csv and totals.csv, where there are such. Failed cells are named with their logs; a figure
+    with nothing to draw is removed and named in the page.
     `study`: name, title, and optionally description, compare_to (labels) and columns (headline columns).
     """
     results = make_results(cells, study)
     drawn, missing = draw_all(results)
     files: dict[str, str | bytes] = {
-        "table.md": table.to_markdown(results) + totals.to_markdown(results),
+        "table.md": "".join(part.to_markdown(results) for part in SECTIONS),
         "table.csv": table.to_csv(results),
+        **class_table.to_files(results),
         **totals.to_files(results),
         "comparisons.csv": table.comparisons_to_csv(results),
         "table.tex": table.to_latex(results),
@@ -52,7 +57,10 @@ def print_table(
 ) -> None:
     """Print the main table, the cells that failed and, from `folder`, what its last report compared."""
     console = console or Console()
-    console.print(table.to_terminal(make_results(cells, study, replicates=0)))
+    results = make_results(cells, study, replicates=0)
+    console.print(table.to_terminal(results))
+    for line in moved.to_lines(results):
+        console.print(line, soft_wrap=True, highlight=False)
     if folder is not None and (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         console.print(table.readings_to_terminal(summary))

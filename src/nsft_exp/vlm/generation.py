@@ -1,4 +1,6 @@
-"""Batched answers from a model in memory: greedy or sampled, with the log-probabilities of asked answers.
+"""Batched answers from a model in memory, with the log-probabilities of asked answers.
+
+They are greedy, sampled, or searched with beams (beams.py).
 
 Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made
 in: padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
@@ -19,6 +21,7 @@ from transformers import DynamicCache
 
 from nsft_exp.images import Layout
 from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.vlm.beams import refuse_beams, search_beams
 from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.sampling import choose, noise_of
 
@@ -68,7 +71,8 @@ class State:
 def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
     """Yield (request id, replies) for every request, as their batches end.
 
-    Raises UserError for beams, an unknown view, a prompt that is too long, or a GPU out of memory.
+    Raises UserError for wishes that do not go together, an unknown view, a prompt that is too long, or a GPU
+    out of memory.
     """
     for request in requests:
         refuse(request)
@@ -77,7 +81,7 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
     waiting: dict[str, list[Row]] = defaultdict(list)
     for batch in _batches(rows, loaded.batch_size):
         try:
-            _answer(loaded, batch)
+            (_answer if batch[0].request.decoding.num_beams == 1 else _search)(loaded, batch)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"out of memory answering {len(batch)} requests at once; lower vlm.batch_size"
@@ -90,16 +94,24 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    """Cut rows into batches, those with an image apart from those without."""
-    for has_image in (True, False):
-        some = [row for row in rows if (row.request.image is not None) == has_image]
+    """Cut rows into batches of one kind: with an image or without, with as many beams."""
+    kinds: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        kinds[_kind(row)].append(row)
+    for (_, beams, _), some in sorted(kinds.items(), reverse=True):
         start = 0
         while start < len(some):
-            end = start + size
+            end = start + max(1, size // beams)
             while end < len(some) and _bound(some[end - 1], some[end]):
                 end += 1
             yield some[start:end]
             start = end
+
+
+def _kind(row: Row) -> tuple[bool, int, int]:
+    """What the rows of a batch have in common: an image or none, the beams, and with several the limit."""
+    beams = row.request.decoding.num_beams
+    return row.request.image is not None, beams, row.limit if beams > 1 else 0
 
 
 def _bound(first: Row, second: Row) -> bool:
@@ -115,8 +127,9 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 def refuse(request: Request) -> None:
     """Raise UserError for a request that no engine here can answer."""
-    if request.decoding.num_beams != 1:
-        raise UserError(f"request {request.id}: this engine has no beam search; set num_beams=1")
+    if request.decoding.num_beams < 1:
+        raise UserError(f"request {request.id}: num_beams={request.decoding.num_beams}: must be at least 1")
+    refuse_beams(request)
     if len(request.turns) % 2 == 0:
         raise UserError(f"request {request.id}: the last turn must be the user's")
     if request.n < 1:
@@ -142,6 +155,17 @@ def rows_of(loaded: LoadedHF, request: Request) -> list[Row]:
     return [
         Row(request, n, layout, prompt, prefix, limit, noise=noise_of(request, n)) for n in range(request.n)
     ]
+
+
+@torch.inference_mode()
+def _search(loaded: LoadedHF, rows: list[Row]) -> None:
+    """Answer rows by beam search."""
+    features, place = _features(loaded, rows)
+    ids, mask, positions = _padded(
+        loaded, [row.prompt for row in rows], [_positions(loaded, row) for row in rows]
+    )
+    embeddings = loaded.embeddings(ids, features[place] if features else None)
+    search_beams(loaded, rows, embeddings, mask, positions)
 
 
 @torch.inference_mode()
@@ -221,19 +245,25 @@ def _run_prompts(
     before: State | None = None,
 ) -> State:
     """Run prompts with their positions [axes, T], padded on the left, after what `before` has run."""
+    ids, mask, position = _padded(loaded, prompts, positions)
+    mask = torch.cat([before.mask, mask], dim=1) if before else mask
+    cache = before.cache if before else DynamicCache()
+    out = loaded.run(ids, features, position, attention_mask=mask, past_key_values=cache, use_cache=True)
+    logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes
+    return State(cache, mask, following.expand(len(position), -1)[..., None], logits)
+
+
+def _padded(
+    loaded: LoadedHF, prompts: list[tuple[int, ...]], positions: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts padded on the left: ids [B, T], the mask of what is real [B, T], positions [axes, B, T]."""
     device, longest = loaded.device, max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
     ids = torch.tensor([[loaded.pad_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
     mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
-    position = torch.stack([pad_left(p, longest) for p in positions], dim=1).to(device)
-    mask = torch.cat([before.mask, mask], dim=1) if before else mask
-    cache = before.cache if before else DynamicCache()
-    out = loaded.run(
-        ids.to(device), features, position, attention_mask=mask, past_key_values=cache, use_cache=True
-    )
-    logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
-    following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes
-    return State(cache, mask, following.expand(len(position), -1)[..., None], logits)
+    position = torch.stack([pad_left(p, longest) for p in positions], dim=1)
+    return ids.to(device), mask, position.to(device)
 
 
 def pad_left(positions: Tensor, length: int) -> Tensor:

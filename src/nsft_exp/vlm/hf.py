@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,6 +143,12 @@ class HFModel:
         from nsft_exp.vlm.vllm_engine import VllmEngine
 
         return VllmEngine(self, adapters)
+
+    def usage(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return what the calls with these keys to its server have cost."""
+        from nsft_exp.vlm.server import ServerEngine
+
+        return ServerEngine(self.server or {}).usage(keys)
 
     def check_served(self, adapters: Sequence[Any]) -> None:
         """Raise UserError where a server would have to answer for a model that is trained here."""

@@ -147,19 +147,26 @@ class LoadedHF:
     ) -> Any:
         """Return the output of the language model below its head (with a cache where `options` ask for one).
 
-        Each image token's embedding is replaced by its feature; `positions` [axes, B, T] None: they count
-        tokens. Raises ValueError where image tokens and features are not equally many.
+        `positions` [axes, B, T] None: they count tokens. Raises ValueError as `embeddings` does.
         """
-        embeddings = self.model.get_input_embeddings()(ids)
-        if features is not None:
-            parts = torch.cat(features.parts).to(embeddings.device, embeddings.dtype)
-            where = ids == self.chat.image_token_id
-            if int(where.sum()) != len(parts):
-                raise ValueError(f"{int(where.sum())} image tokens and {len(parts)} image features")
-            embeddings = embeddings.masked_scatter(where[..., None], parts)
+        embeddings = self.embeddings(ids, features)
         if positions is not None:
             options["position_ids"] = positions[0] if len(positions) == 1 else positions
         return self.model.model.language_model(inputs_embeds=embeddings, **options)
+
+    def embeddings(self, ids: Tensor, features: Features | None = None) -> Tensor:
+        """Return the embeddings [B, T, H] of token ids, each image token's replaced by its feature.
+
+        Raises ValueError where image tokens and features are not equally many.
+        """
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        if features is None:
+            return embeddings
+        parts = torch.cat(features.parts).to(embeddings.device, embeddings.dtype)
+        where = ids == self.chat.image_token_id
+        if int(where.sum()) != len(parts):
+            raise ValueError(f"{int(where.sum())} image tokens and {len(parts)} image features")
+        return embeddings.masked_scatter(where[..., None], parts)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
         """Yield (request id, its n replies), batch by batch, long prompts first.

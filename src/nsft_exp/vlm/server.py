@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsft_exp.images import open_image
+from nsft_exp.interfaces import Address
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
-from nsft_exp.llm.envelope import read_envelope
+from nsft_exp.llm.envelope import Envelope, read_envelope
 from nsft_exp.llm.ledger import Ledger
-from nsft_exp.records import Reply, Request, UserError
+from nsft_exp.records import NO_ANSWER, Reply, Request, UserError
 from nsft_exp.store import digest
 
 if TYPE_CHECKING:
@@ -49,9 +51,18 @@ class ServerVLM:
         """Raise UserError: the weights are not here."""
         raise UserError("vlm=server: the model is on a server and cannot be trained here; take method=base")
 
+    def check_served(self, adapters: Sequence[Any]) -> None:
+        """Raise UserError where the server would have to answer for a model that is trained here."""
+        if adapters:
+            self.load()
+
     def answerer(self, adapters: Sequence[Path] = ()) -> LoadedVLM:
         """Return what asks the server."""
         return ServerEngine(self.server, exif=self.exif)
+
+    def usage(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return what the calls with these keys have cost (see Client.usage)."""
+        return ServerEngine(self.server).usage(keys)
 
     def files(self) -> list[Path]:
         """None: the server's name for the model is all that is known of it."""
@@ -74,10 +85,19 @@ class ServerEngine:
         ledger = Ledger(server["cache"], where="server.cache")
         self.client = Client(ledger, budget, server["base_url"], server["key_env"], where="server", **how)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
-        """Yield (request id, its n replies): texts and how they ended, without ids or log-probabilities.
+    def address(self) -> Address:
+        """Return where the model is, for a program that asks it itself."""
+        key_env = self.server["key_env"]
+        key = os.environ.get(key_env, "").strip() if key_env else ""
+        return Address(self.client.base_url, str(self.server["model"]), key)
 
-        Candidates have no log-probability here. Raises UserError for beams, views and answer prefixes.
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+        """Yield (request id, its n replies): texts and how they ended, and ids where the server tells them.
+
+        A refusal, and a reply without a choice, is a Reply that is not `given`. None has log-probabilities.
+        Raises UserError for beams, views and answer prefixes, and at the end where answers are missing (no
+        server, no key, budget spent ...): one line. What came is kept, and the same requests again go on from
+        there.
         """
         left = iter(requests)
         while some := list(islice(left, CHUNK)):
@@ -89,6 +109,10 @@ class ServerEngine:
                 if None not in found:
                     yield request.id, tuple(self._reply(request, row) for row in found if row)
             next(rows, None)  # past the last one: raises if any is missing
+
+    def usage(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return what the calls with these keys have cost (see Client.usage)."""
+        return self.client.usage(self.server["model"], keys)
 
     def call(self, request: Request, number: int) -> Call:
         """Return the request of one sample; its key hashes all that is sent, and which sample it is."""
@@ -128,12 +152,18 @@ class ServerEngine:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
     def _reply(self, request: Request, row: dict[str, Any]) -> Reply:
-        if self._checks:
-            self._check_prompt(request, json.loads(row["raw"]).get("prompt_token_ids"))
         envelope = read_envelope(row["raw"])
         assert envelope is not None, f"{self.client.ledger.path}: request {row['key']}: not a reply"
-        text = envelope.text or envelope.refusal or ""
-        return Reply(text.strip(), finish="length" if envelope.finish == "length" else "stop")
+        finish = _ended(envelope)
+        if finish in NO_ANSWER:
+            return Reply("", finish=finish, request=row["key"])
+        ids = self._checked_ids(request, json.loads(row["raw"])) if self._checks else ()
+        return Reply((envelope.text or "").strip(), ids, finish=finish, request=row["key"])
+
+    def _checked_ids(self, request: Request, told: dict[str, Any]) -> tuple[int, ...]:
+        """The ids of the answer, as far as the server tells them, once those of the prompt are right."""
+        self._check_prompt(request, told.get("prompt_token_ids"))
+        return tuple(told["choices"][0].get("token_ids") or ())
 
     def _check_prompt(self, request: Request, ids: list[int] | None) -> None:
         from nsft_exp.vlm.generation import rows_of
@@ -155,13 +185,22 @@ class ServerEngine:
     def _refuse(self, request: Request) -> None:
         """Raise UserError for a request that the protocol has no form for."""
         what = {
-            "beams": request.decoding.num_beams != 1,
+            "beams (Hugging Face only)": request.decoding.num_beams != 1,
             f"view {request.view}": request.view != "clean",
-            "an answer's beginning": bool(request.answer_prefix),
+            "beginning of an answer": bool(request.answer_prefix),
         }
         for name, asked in what.items():
             if asked:
                 raise UserError(f"request {request.id}: a server takes no {name}; take vlm.engine=hf")
+
+
+def _ended(envelope: Envelope) -> str:
+    """How a server's reply ended, as `Reply.finish` says it."""
+    if envelope.text is None:
+        return "no_choice"
+    if envelope.refusal or envelope.finish == "content_filter":
+        return "refused"
+    return "length" if envelope.finish == "length" else "stop"
 
 
 def checked(server: Mapping[str, Any]) -> None:

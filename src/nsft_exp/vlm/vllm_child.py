@@ -14,6 +14,8 @@ def main() -> None:
     """Load the model, then answer line by line. What vLLM prints goes to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # What is batched with what must not hang on the clock: the same prompts then give the same bytes again.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import torch
 
     if not torch.cuda.is_available():  # compiling costs more than it saves there, and needs a compiler

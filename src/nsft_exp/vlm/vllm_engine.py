@@ -88,6 +88,10 @@ class VllmEngine:
 
     def _rows(self, request: Request) -> list[Row]:
         refuse(request)
+        if request.decoding.num_beams != 1:
+            raise UserError(
+                f"request {request.id}: vLLM has no beam search (Hugging Face only); take vlm.engine=hf"
+            )
         if request.view != "clean":
             raise UserError(
                 f"request {request.id}: vLLM takes pictures, not the tensor of view {request.view}; "
