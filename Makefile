@@ -17,7 +17,7 @@ LMMS_NEEDS := accelerate datasets evaluate "filelock<3.20" httpx jinja2 jsonline
   pytablewriter python-dotenv pyyaml sacrebleu sympy tenacity tiktoken tqdm "transformers>=5.18,<5.20"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all vllm-env lmms-env critic-server check format toy-base wheel clean
+.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all vllm-env lmms-env critic-server check format toy-base toy-scorer wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -114,6 +114,9 @@ format: $(VENV)/test ## Format the source and mend what the linter can
 
 toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (meant to take 45 minutes)
 	@$(RUN) toy-base $(ARGS)
+
+toy-scorer: $(VENV)/core ## Train the toy world's image-text scorer again (minutes)
+	@$(VENV)/bin/python -m nsft_exp.toy_scorer
 
 wheel: $(VENV)/test ## Build the wheel into dist/
 	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

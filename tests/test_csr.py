@@ -17,6 +17,10 @@ from nsft_exp import config as configs
 from nsft_exp.pairing.scorer import Clip, Yes
 from nsft_exp.pairing.sentence_tree import Node, SentenceTree, is_junk, path_value, pruned, ranks
 from nsft_exp.records import Decoding, Reply, Request, Sample, Turn, UserError
+from nsft_exp.toy.card import card_scores
+from nsft_exp.toy.draw import draw_scene
+from nsft_exp.toy.two_tower import accuracy, held_out
+from nsft_exp.toy_scorer import SCORER
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.scratch import ScratchLlava
 
@@ -266,12 +270,39 @@ def test_without_a_lexicon_the_sentence_itself_is_asked_for() -> None:
     assert vlm.asked == ['Does this image show the following? "A man rides a bike." Answer yes or no.']
 
 
+def test_the_toy_scorer_has_the_scores_of_its_card() -> None:
+    cases = held_out()
+    clip = Clip(str(SCORER), device="cpu")
+    model, tokenizer = clip._load()
+    assert accuracy(model, tokenizer, cases) == pytest.approx(card_scores(SCORER), abs=2)
+    assert (SCORER / "model.safetensors").stat().st_size < 3_000_000
+
+
+def test_the_toy_scorer_ranks_in_use_as_in_training(tmp_path: Path) -> None:
+    cases = [case for case in held_out(40) if case[0] == "object"]
+    asked = []
+    for number, (_, scene, texts) in enumerate(cases):
+        draw_scene(scene).save(tmp_path / f"{number}.png")
+        asked += [(replace(SAMPLE, image=str(tmp_path / f"{number}.png")), text) for text in texts]
+    clip = Clip(str(SCORER), device="cpu")
+    found = clip.scores(asked, None)
+    right = [true > false for true, false in zip(found[::2], found[1::2], strict=True)]
+    expected = accuracy(*clip._load(), cases)["object"]
+    assert 100 * sum(right) / len(right) == pytest.approx(expected)
+
+
+def test_a_false_sentence_differs_from_the_true_one_by_one_error() -> None:
+    for kind, scene, (true, false) in held_out(40):
+        changed = [(a, b) for a, b in zip(true.split(), false.split(), strict=True) if a != b]
+        assert 1 <= len(changed) <= 2, (kind, scene)  # a place has two words, an article may follow
+
+
 # --- a whole cell ----------------------------------------------------------------------------------
 
 
 def test_csr_runs_end_to_end_on_a_random_model(tmp_path: Path, toy_data: Path) -> None:
     small = ("pairing.sentence_tokens=5", "pairing.max_characters=12", "pairing.beams=3")
-    words = ("method=csr", "rounds=2", *DEBUG, *POPE_ONLY, "limit=1", *small)
+    words = ("method=csr", "pairing=sentence_tree_yes", "rounds=2", *DEBUG, *POPE_ONLY, "limit=1", *small)
     assert run_nsft(tmp_path, toy_data, *words) == 0
     manifests = [json.loads(f.read_text("utf-8")) for f in (tmp_path / "runs/train").glob("*/manifest.json")]
     assert [m["models_held"] for m in manifests] == [1, 1]

@@ -31,7 +31,12 @@ class Clip:
     processor does.
     """
 
-    def __init__(self, path: str, device: str = "auto", batch_size: int = 64) -> None:
+    def __init__(self, path: str | None, device: str = "auto", batch_size: int = 64) -> None:
+        if path is None:
+            raise UserError(
+                "pairing.scorer.path: is not set; name the folder of a CLIP model, or take "
+                "pairing=sentence_tree_yes"
+            )
         self.path, self.device, self.batch_size = path, device, batch_size
         self._loaded: tuple[Any, Any] | None = None
 
