@@ -68,7 +68,9 @@ def build(node: dict[str, Any]) -> Any:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        raise (cause or error) from None
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def to_order(step: Step, run: CellRun) -> dict[str, Any]:
