@@ -232,11 +232,9 @@ def test_a_method_without_what_it_needs_is_refused_with_the_words_to_add(name: s
 
 
 def test_a_scorer_that_is_not_given_is_named() -> None:
-    config = configs.compose_config(["method=csr", "pairing=sentence_tree_clip"])
-    with pytest.raises(
-        UserError, match=r"pairing\.scorer\.path has no value; .*pairing\.scorer\.path=\.\.\."
-    ):
-        configs.resolved(config)
+    plain, _ = composed("method=csr", "vlm=llava15_7b")
+    with pytest.raises(UserError, match=r"pairing\.scorer\.path: is not set; name the folder of a CLIP model"):
+        build(plain["pairing"])
 
 
 # --- recipes -----------------------------------------------------------------------------------------
