@@ -76,7 +76,7 @@ class Pairing(Protocol):
 
         A pairing that can tell whether its preferences are fit to be trained on also has
         `check(preferences) -> None`, which raises UserError where they are not: it is called at the end of
-        every respond stage, a finished one included.
+        every respond stage, a finished one included. One that asks an LLM has `calls(samples)`, as a critic.
         """
 
 
@@ -86,7 +86,9 @@ class Critic(Protocol):
     def corrections(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[Correction]:
         """Yield one Correction for every pair, in any order (a critic may be concurrent).
 
-        Reads the question, the two answers and the codebook; never an annotation of the image.
+        Reads the question, the two answers and the codebook; never an annotation of the image. A critic that
+        asks a server also has `calls(pairs)`, which yields (client, call) for all that it would ask, and
+        sends nothing: what a run will cost is told from it.
         """
 
 
