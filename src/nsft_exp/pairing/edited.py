@@ -78,7 +78,8 @@ class Edited:
 
     def calls(self, samples: Iterable[Sample]) -> Iterator[tuple[Client, Call]]:
         """Yield what an LLM that edits would be asked, and who asks; nothing is sent."""
-        return self.editor.calls(samples) if hasattr(self.editor, "calls") else iter(())
+        calls = getattr(self.editor, "calls", None)
+        return calls(samples) if calls else iter(())
 
     def check(self, preferences: Sequence[Preference]) -> None:
         """Raise UserError where the editor has found nothing to get wrong in too many answers."""
