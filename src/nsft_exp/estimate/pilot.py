@@ -37,6 +37,7 @@ def fly(cells: Iterable[Cell], store: Store, size: int) -> None:
 
 
 def _fly(step: Step, run: CellRun, mode: str, done: set[tuple[str, ...]]) -> None:
+    run.samples(step)  # files that are made when missing are there from here on, for the key
     folder = stage_folder(step, run, answered_by(step, run))
     name = (str(folder.path), *(str(run.folders[n].path) for n in step.inputs))
     run.folders[step.name] = folder

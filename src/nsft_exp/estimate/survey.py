@@ -42,7 +42,7 @@ class Pass:
     step: Step
     folder: StageFolder
     like: str
-    """Passes of one kind that differ only in their samples, or in what was trained before, have this alike."""
+    """Passes of one kind that differ only in their samples, or in what was trained before, share this."""
     ready: bool
     """The trainings that it starts from exist."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,8 +95,8 @@ class Survey:
     # --- respond and critique ----------------------------------------------------------------------
 
     def _respond(self, step: Step, run: CellRun) -> bool:
+        samples = self._samples(step, run)  # first: files that are made when missing are in the key
         entry = self._pass(step, run, stage_folder(step, run, answered_by(step, run)))
-        samples = self._samples(step, run)
         pairing = build(step.nodes["pairing"])
         if hasattr(pairing, "calls"):
             for key in samples.keys() - entry.wanted:
