@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import DEBUG, POPE_ONLY, run_nsft
 from critic_pairs import critic
+from judged_files import VET, replying, write_mmvet
 from nsft_exp.critic.route import Route
 from nsft_exp.critic.template import Template
 from nsft_exp.estimate.survey import _possible
@@ -158,6 +160,24 @@ def test_calls_of_an_editor_are_known_before_anything_has_run(tmp_path: Path, to
         assert not server.asked
         assert run_nsft(tmp_path, toy_data, *words) == 0
         assert len(server.asked) == calls["known"] > 0
+
+
+def test_calls_of_a_judge_are_those_of_every_answer_and_run(tmp_path: Path, toy_data: Path) -> None:
+    root = write_mmvet(tmp_path / "vet")
+    (root / "images").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        Image.new("RGB", (32, 32)).save(root / "images" / name)
+    with serving(replying(lambda words, times: "0.5")) as server:
+        judge = ("benchmark.judge.model=scripted", f"benchmark.judge.base_url={server.base_url}")
+        images = f"benchmark.image_root={root / 'images'}"
+        more = ("benchmark.judge.runs=2", "benchmark.max_new_tokens=4", images)
+        words = ("preset=debug", "method=base", "benchmark=mmvet", f"benchmark.root={root}", *judge, *more)
+        found = estimate(tmp_path, toy_data, *words)
+        assert (found["vlm"]["questions"], found["calls"][0]["expected"]) == (len(VET), 2 * len(VET))
+        assert run_nsft(tmp_path, toy_data, *words) == 0
+        assert len(server.asked) == 2 * len(VET)
+        after = estimate(tmp_path, toy_data, *words)
+    assert (after["calls"][0]["at_most"], after["vlm"]["questions"]) == (0, 0)
 
 
 def test_a_route_counts_only_what_goes_to_the_llm(tmp_path: Path) -> None:

@@ -179,26 +179,25 @@ class Survey:
     def _evaluate(self, step: Step, run: CellRun) -> bool:
         benchmark, requests = self._questions(step)
         inputs = {"init": [run.keys[name] for name in step.init]}
-        entry = self._pass(step, run, stage_folder(step, run, inputs))
-        entry.num, entry.finished = len(requests), is_evaluated(entry.folder)
-        if entry.finished:
-            return True
-        place = answers_folder(step, run) if hasattr(benchmark, "judge") else entry.folder
+        folder = stage_folder(step, run, inputs)
+        if str(folder.path) in self.passes:
+            return self._pass(step, run, folder).finished
+        entry = self._pass(step, run, folder)
+        entry.num, entry.finished = len(requests), is_evaluated(folder)
+        place = answers_folder(step, run) if hasattr(benchmark, "judge") else folder
         answers = {row["id"]: row["reply"]["text"] for row in place.records("answers.jsonl")}
-        entry.num_left = sum(request.id not in answers for request in requests)
-        if hasattr(benchmark, "judge") and not entry.wanted:
-            entry.wanted = {request.id for request in requests}
-            self._judge(benchmark, requests, answers, entry.folder)
-        return False
+        entry.num_left = 0 if entry.finished else sum(request.id not in answers for request in requests)
+        if hasattr(benchmark, "judge"):
+            self._judge(benchmark, requests, answers, entry)
+        return entry.finished
 
-    def _judge(
-        self, benchmark: Any, requests: list[Request], answers: dict[str, str], folder: StageFolder
-    ) -> None:
+    def _judge(self, benchmark: Any, requests: list[Request], answers: dict[str, str], entry: Pass) -> None:
         """Note what the judge is asked: about answers that are there, and about those still to be given."""
+        folder = entry.folder.path
         there = {r.id: answers[r.id] for r in requests if r.id in answers}
-        self.askings.add("judge", first_calls(benchmark, there, folder.path))
-        coming = {r.id: "" for r in requests if r.id not in answers}
-        for client, call in first_calls(benchmark, coming, folder.path):
+        self.askings.add("judge", first_calls(benchmark, there, folder), needed=not entry.finished)
+        coming = {} if entry.finished else {r.id: "" for r in requests if r.id not in answers}
+        for client, call in first_calls(benchmark, coming, folder):
             self.askings.of("judge", client, call).add_unknown(1, 1.0)
 
     # --- shared ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ nsft estimate [-m] [--config-name STUDY] [words of the run] [pilot=32] [out=FILE
 Without a pilot nothing is run, asked or paid. Cells, stages and known calls are exact; calls about answers
 that the VLM has not given yet are an upper bound. What was never measured is `unknown` (null in JSON):
 training and evaluation are timed by finished ones of the same kind in the run store. Hours are those of one
-stage after the other."""
+stage after the other. As with nsft, a study's sweep needs -m; without it the words are one cell."""
 OWN = ("pilot", "out")
 
 

@@ -141,7 +141,7 @@ class Ledger:
         line = json.dumps(row).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_name(".lock")), self.path.open("ab+") as file:
+            with FileLock(self.path.with_name(".calls.lock")), self.path.open("ab+") as file:
                 _mend(file)
                 file.write(line)
                 file.flush()
