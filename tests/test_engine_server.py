@@ -194,7 +194,7 @@ def test_a_prompt_that_is_not_trainings_is_refused_and_one_that_is_not_told_too(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"decoding": Decoding(num_beams=3)}, "no beams"),
+        ({"decoding": Decoding(num_beams=3)}, "no beams (Hugging Face only)"),
         ({"view": "diffusion:500"}, "no view diffusion:500"),
         ({"answer_prefix": "It"}, "no beginning of an answer"),
     ],

@@ -17,6 +17,7 @@ from PIL import Image
 
 from conftest import DEBUG, POPE_ONLY, run_nsft
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.losses import TokenScores
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.nsft import NSFT
@@ -233,7 +234,9 @@ def test_a_method_without_what_it_needs_is_refused_with_the_words_to_add(name: s
 
 def test_a_scorer_that_is_not_given_is_named() -> None:
     plain, _ = composed("method=csr", "vlm=llava15_7b")
-    with pytest.raises(UserError, match=r"pairing\.scorer\.path: is not set; name the folder of a CLIP model"):
+    with pytest.raises(
+        UserError, match=r"pairing\.scorer\.path: is not set; name the folder of a CLIP model"
+    ):
         build(plain["pairing"])
 
 

@@ -68,6 +68,10 @@ ALLOWED = {
     "score": ("records", "store", "config", "benchmark", "judging"),
     "evaluate": ("records", "store", "config", "score"),
     "compare": ("records", "store", "config", "score", "statistics"),
+    "estimate": (
+        *("records", "store", "plan", "config", "cell_run", "launch", "stages", "items", "judging"),
+        "llm",
+    ),
     "check": (*TRAINING, "config", "plan", "output", "stages", "source"),
 }
 
@@ -120,7 +124,7 @@ def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
         "cell_pool",
         "__main__",
     ]
-    for package in ("source", "critic", "pairing", "benchmark", "report", "toy"):
+    for package in ("source", "critic", "pairing", "benchmark", "report", "toy", "estimate"):
         modules += [
             ".".join(f.relative_to(SOURCE).with_suffix("").parts) for f in (SOURCE / package).glob("*.py")
         ]

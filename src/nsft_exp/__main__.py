@@ -177,6 +177,13 @@ def compare(arguments: list[str]) -> int:
     return comparison.compare(arguments)
 
 
+def estimate(arguments: list[str]) -> int:
+    """`nsft estimate`: what a run or sweep will do and cost, before it starts."""
+    from nsft_exp.estimate import verb
+
+    return verb.estimate(arguments, with_experiments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "toy-base": toy_base,
@@ -186,6 +193,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "score": score,
     "evaluate": evaluate,
     "compare": compare,
+    "estimate": estimate,
 }
 
 if __name__ == "__main__":

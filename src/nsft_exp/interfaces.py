@@ -78,7 +78,7 @@ class Pairing(Protocol):
 
         A pairing that can tell whether its preferences are fit to be trained on also has
         `check(preferences) -> None`, which raises UserError where they are not: it is called at the end of
-        every respond stage, a finished one included.
+        every respond stage, a finished one included. One that asks an LLM has `calls(samples)`, as a critic.
         """
 
 
@@ -90,7 +90,8 @@ class Critic(Protocol):
 
         Reads the question, the two answers and the codebook; never an annotation of the image. A critic
         whose corrections depend on other pairs too also has `survey(pairs) -> None`, which is called before
-        with all pairs of the cell.
+        with all pairs of the cell. One that asks a server also has `calls(pairs)`, which yields (client,
+        call) for all that it would ask, and sends nothing: what a run will cost is told from it.
         """
 
 

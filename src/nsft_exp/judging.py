@@ -79,6 +79,17 @@ def ask_judge(benchmark: Any, answers: Mapping[str, str], folder: Path) -> Judge
     return Judged(replies, answers, usage, account)
 
 
+def first_calls(benchmark: Any, answers: Mapping[str, str], folder: Path) -> list[tuple[Client, Call]]:
+    """What the judge is asked first about answers (by item id), and who asks; nothing is sent.
+
+    MM-Vet asks again where a reply is no grade: its calls can be more.
+    """
+    judge: Judge = benchmark.judge
+    client = judge.client(folder)
+    said: dict[Slot, tuple[Said, ...]] = {(key, run): () for run in range(judge.runs) for key in answers}
+    return [(client, call) for call in _calls(benchmark, answers, said, list(said)).values()]
+
+
 def _calls(
     benchmark: Any, answers: Mapping[str, str], said: Mapping[Slot, tuple[Said, ...]], slots: list[Slot]
 ) -> dict[Slot, Call]:

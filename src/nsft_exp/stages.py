@@ -44,6 +44,15 @@ REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
 """Raised by hand when a stage's code changes its result: old folders are then not taken for new ones."""
 
 
+LEFT_OUT = {
+    "respond": ("source.size", "source.seed"),
+    "critique": ("source.size", "source.seed"),
+    "train": ("vlm.engine",),  # what answers does not train
+    "evaluate": (),
+}
+"""Leaves that a stage's key leaves out, beside those that are in no key."""
+
+
 def run_step(step: Step, run: CellRun) -> StageFolder:
     """Run one step (or find it done), note its folder in `run` and return it."""
     folder = {"respond": respond, "critique": critique, "train": train, "evaluate": evaluate}[step.kind](
@@ -59,7 +68,7 @@ def run_step(step: Step, run: CellRun) -> StageFolder:
 def respond(step: Step, run: CellRun) -> StageFolder:
     """The VLM answers (the base, or in later rounds what was trained): one Preference for every sample."""
     samples = run.samples(step)
-    folder = _open(step, run, _answered_by(step, run), without=("source.size", "source.seed"))
+    folder = _open(step, run, answered_by(step, run))
     inputs = {s.id: sample_digest(s, run.store) for s in samples}
     with folder.lock():
         done = done_ids(folder, inputs)
@@ -91,21 +100,28 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
-    surveys = hasattr(get_object(step.nodes["critic"]["_target_"]), "survey")
-    made_from = _answered_by(step, run)
-    if surveys:  # each correction depends on all pairs
-        made_from = {**(made_from or {}), "pairs": digest(list(inputs.values()))}
-    folder = _open(step, run, made_from, without=("source.size", "source.seed"))
+    folder = _open(step, run, criticised(step, run, list(inputs.values())))
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [(s, preference) for s, preference in pairs if s.id not in done]
         if todo or folder.manifest() is None:
             run.begin()
             critic = build(step.nodes["critic"])
-            if surveys:
+            if surveys(step):
                 critic.survey(pairs)
             append_records(folder, critic.corrections(todo), inputs, len(todo), partial(_used, critic))
     return folder
+
+
+def surveys(step: Step) -> bool:
+    """Whether the step's critic reads all pairs before it criticises one."""
+    return hasattr(get_object(step.nodes["critic"]["_target_"]), "survey")
+
+
+def criticised(step: Step, run: CellRun, inputs: Sequence[str]) -> Any:
+    """What a critique is made from, for the stage's key: `inputs` are the pairs' hashes, in order."""
+    pairs = {"pairs": digest(list(inputs))} if surveys(step) else {}  # each correction depends on all pairs
+    return {**(answered_by(step, run) or {}), **pairs} or None
 
 
 def _used(critic: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def _used(critic: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"usage": critic.usage(rows)} if hasattr(critic, "usage") else {}
 
 
-def _answered_by(step: Step, run: CellRun) -> Any:
+def answered_by(step: Step, run: CellRun) -> Any:
     """The keys of the trainings whose model answers, for the stage's key; None for the base."""
     return {"init": [run.keys[name] for name in step.init]} if step.init else None
 
@@ -123,15 +139,13 @@ def _answered_by(step: Step, run: CellRun) -> Any:
 
 def train(step: Step, run: CellRun) -> StageFolder:
     """Train the method on the cell's items; the folder holds the adapter (or model) and its metrics."""
-    items, examples, held_out = _examples(step, run)
+    items, examples, held_out = examples_of(step, run)
     if not examples:
         raise UserError(
             f"{step.label}: {len(items)} samples give no example to train on; "
             f"see the statuses in the respond stage's manifest"
         )
-    content = digest([example_digest(e, run.store) for e in examples])
-    made_from = {"examples": content, "init": [run.keys[name] for name in step.init]} | _judged_by(step, run)
-    folder = _open(step, run, made_from, without=("vlm.engine",))  # what answers does not train
+    folder = _open(step, run, made_from(examples, step, run))
     # The machines of one training are in it together: a lock would keep all but one of them out.
     with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
         if folder.manifest() is None:
@@ -149,10 +163,13 @@ def train(step: Step, run: CellRun) -> StageFolder:
     return folder
 
 
-def _judged_by(step: Step, run: CellRun) -> dict[str, str]:
-    """The key of the reward model that the training reads, for its own key."""
-    names = [name for name in step.inputs if name.startswith("train")]
-    return {"reward": run.keys[names[0]]} if names else {}
+def made_from(examples: Sequence[Example], step: Step, run: CellRun) -> dict[str, Any]:
+    """What a training is made from, for the stage's key: its examples, the trainings before it, and the
+    reward model that it reads."""
+    content = digest([example_digest(e, run.store) for e in examples])
+    judges = [run.keys[name] for name in step.inputs if name.startswith("train")]
+    reward = {"reward": judges[0]} if judges else {}
+    return {"examples": content, "init": [run.keys[name] for name in step.init], **reward}
 
 
 def _check_trained(method: Any, folder: StageFolder) -> None:
@@ -166,11 +183,11 @@ def train_rank(step: Step, run: CellRun, folder: Path, world: World) -> dict[str
 
     The process that started it holds the folder's lock and writes the manifest.
     """
-    _, examples, held_out = _examples(step, run)
+    _, examples, held_out = examples_of(step, run)
     return _fit(step, run, folder, examples, held_out, world)
 
 
-def _examples(step: Step, run: CellRun) -> tuple[list[Item], list[Example], list[Example]]:
+def examples_of(step: Step, run: CellRun) -> tuple[list[Item], list[Example], list[Example]]:
     """The items that are trained on, their examples, and those of the validation set."""
     items, held_out = _items(step, run)
     method, seed = build(step.nodes["method"]), step.nodes["seed"]
@@ -256,7 +273,7 @@ def evaluate(step: Step, run: CellRun) -> StageFolder:
     """The model answers a benchmark's questions and is scored: per-item records, then the metrics."""
     benchmark = build(step.nodes["benchmark"])
     benchmark.files()  # those that are made when missing are there from here on, for the key
-    folder = _open(step, run, inputs={"init": [run.keys[name] for name in step.init]})
+    folder = _open(step, run, {"init": [run.keys[name] for name in step.init]})
     with folder.lock():
         if not is_evaluated(folder):
             run.begin()
@@ -303,16 +320,24 @@ def _judged(
     """Answers first, in a folder of their own (whoever judges them, they are given once); then the judge."""
     from nsft_exp.judging import ask_judge
 
-    nodes = {**step.nodes, "benchmark": {k: v for k, v in step.nodes["benchmark"].items() if k != "judge"}}
-    inputs = {"init": [run.keys[name] for name in step.init]}
-    place = run.store.open("answer", step.label, run.store.key("answer", nodes, inputs))
+    place = answers_folder(step, run)
     with place.lock():
-        place.write_config({"kind": "answer", "name": step.name, "nodes": nodes})
+        place.write_config({"kind": "answer", "name": step.name, "nodes": _unjudged(step)})
         answers = _answers(requests, place, step, run)
     texts = {key: reply.text for key, reply in answers.items() if reply.given}
     judged = ask_judge(benchmark, texts, folder.path / "judge")
     scores = score_answers(benchmark, requests, answers, folder, judged)
     return scores | _served(step, [reply.request for reply in answers.values()])
+
+
+def answers_folder(step: Step, run: CellRun) -> StageFolder:
+    """The folder of the answers that a judge is shown; nothing is written."""
+    inputs = {"init": [run.keys[name] for name in step.init]}
+    return run.store.open("answer", step.label, run.store.key("answer", _unjudged(step), inputs))
+
+
+def _unjudged(step: Step) -> dict[str, Any]:
+    return {**step.nodes, "benchmark": {k: v for k, v in step.nodes["benchmark"].items() if k != "judge"}}
 
 
 CHUNK = 512
@@ -360,14 +385,19 @@ def _served(step: Step, keys: Iterable[str]) -> dict[str, Any]:
     return {"server": build(step.nodes["vlm"]).usage(keys)} if keys else {}
 
 
-def _open(step: Step, run: CellRun, inputs: Any = None, without: tuple[str, ...] = ()) -> StageFolder:
-    """The folder of a step, its key noted; `without` names leaves that this stage's key leaves out."""
+def stage_folder(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
+    """The folder of a step, its key noted in the run; nothing is written."""
     nodes = {group: dict(node) if isinstance(node, dict) else node for group, node in step.nodes.items()}
-    for name in without:
+    for name in LEFT_OUT[step.kind]:
         group, leaf = name.split(".")
         nodes[group].pop(leaf, None)
     key = run.store.key(step.kind, nodes, inputs, REVISIONS[step.kind])
-    folder = run.store.open(step.kind, step.label, key)
     run.keys[step.name] = key
+    return run.store.open(step.kind, step.label, key)
+
+
+def _open(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
+    """The folder of a step, which says from here on what it was asked to do."""
+    folder = stage_folder(step, run, inputs)
     folder.write_config({"kind": step.kind, "name": step.name, "nodes": step.nodes})
     return folder

@@ -96,6 +96,10 @@ class LLM:
         if different:
             next(replies, None)  # past the last one: raises if any is missing
 
+    def calls(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[tuple[Client, Call]]:
+        """Yield what would be asked about these pairs, and who asks; nothing is sent."""
+        return ((self.client, self.call(*pair)) for pair in pairs if pair[1].status == "ok")
+
     def call(self, sample: Sample, preference: Preference) -> Call:
         """Return the request for one pair; its key hashes all that is sent, so the cache goes by content."""
         messages = build_messages(

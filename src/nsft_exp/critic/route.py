@@ -8,6 +8,8 @@ from typing import Any
 
 from nsft_exp.critic.template import is_short
 from nsft_exp.interfaces import Critic
+from nsft_exp.llm.asking import Call
+from nsft_exp.llm.client import Client
 from nsft_exp.records import Correction, Preference, Sample, UserError
 
 ROUTES = ("short", "long")
@@ -42,6 +44,13 @@ class Route:
             mine = [pair for pair in pairs if self.route(*pair) == route]
             for correction in self.critics[route].corrections(mine) if mine else ():
                 yield replace(correction, details={**correction.details, "route": route})
+
+    def calls(self, pairs: Iterable[tuple[Sample, Preference]]) -> Iterator[tuple[Client, Call]]:
+        """Yield what the routes' critics would ask about these pairs, and who asks; nothing is sent."""
+        for sample, preference in pairs:
+            critic = self.critics[self.route(sample, preference)]
+            if hasattr(critic, "calls"):
+                yield from critic.calls([(sample, preference)])
 
     def route(self, sample: Sample, preference: Preference) -> str:
         """Return `short` or `long` for one pair."""

@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import islice
 
 from nsft_exp.interfaces import LoadedVLM
+from nsft_exp.llm.asking import Call
+from nsft_exp.llm.client import Client
 from nsft_exp.pairing.editor import Editor
 from nsft_exp.pairing.gt import calls, question
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
@@ -73,6 +75,11 @@ class Edited:
             edits = dict(self.editor.edits(chunk)) if self.editor is not None else {}
             replies = self._replies(chunk, vlm) if self.view is not None and vlm is not None else {}
             yield from (self._pair(s, edits.get(s.id), replies.get(s.id)) for s in chunk)
+
+    def calls(self, samples: Iterable[Sample]) -> Iterator[tuple[Client, Call]]:
+        """Yield what an LLM that edits would be asked, and who asks; nothing is sent."""
+        calls = getattr(self.editor, "calls", None)
+        return calls(samples) if calls else iter(())
 
     def check(self, preferences: Sequence[Preference]) -> None:
         """Raise UserError where the editor has found nothing to get wrong in too many answers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nsft_exp.llm.asking import Call
@@ -71,6 +71,10 @@ class LLMEditor:
             if (row := next(replies)) is not None:
                 yield sample.id, _text(row["raw"])
         next(replies, None)  # past the last one: raises if any is missing
+
+    def calls(self, samples: Iterable[Sample]) -> Iterator[tuple[Client, Call]]:
+        """Yield what would be asked about these samples, and who asks; nothing is sent."""
+        return ((self.client, self.call(sample)) for sample in samples)
 
     def call(self, sample: Sample) -> Call:
         """Return the request for one sample; its key hashes all that is sent."""
