@@ -159,9 +159,16 @@ SHORT = ("pairing.max_new_tokens=8",)
 WORDS: dict[str, tuple[str, ...]] = {
     "cont_sft": (),
     "sima": (*SHORT, "pairing.verdict=likelihood", "pairing.max_one_side=1"),
-    "csr": ("rounds=1", "pairing.sentence_tokens=3", "pairing.max_characters=8", "pairing.beams=2"),
+    "csr": (
+        "pairing=sentence_tree_yes",
+        "rounds=1",
+        "pairing.sentence_tokens=3",
+        "pairing.max_characters=8",
+        "pairing.beams=2",
+    ),
     "spin": (*SHORT, "rounds=1"),
     "nsft_iter": (*SHORT, "rounds=1"),
+    "llava_rlhf": (*SHORT, "method.max_new_tokens=8"),
 }
 """A random model's answers are cut short, and no verdict, but one is likelier than the other. Rounds have
 tests of their own (tests/test_rounds.py)."""

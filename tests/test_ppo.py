@@ -277,7 +277,7 @@ def test_a_step_makes_good_answers_likelier_and_bad_ones_less(items: list[Item],
     experience.advantage = torch.where(torch.arange(len(answers)) % 2 == 0, 1.0, -1.0)[:, None].expand(
         experience.mask.shape
     )
-    module = PPOTraining(models, options, RECIPE, prompts, [], 1, 0, 2048, batches, *(lambda row: None,) * 3)
+    module = PPOTraining(models, options, RECIPE, prompts, [], 1, 0, 2048, batches, *(lambda row: None,) * 4)
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     totals: dict[str, list[float]] = {n: [0.0, 0.0] for n in ("loss/policy", "clip_fraction", "step_kl")}
     for batch in batches(experience.examples, range(len(answers))):

@@ -84,6 +84,7 @@ def fit_ppo(
         record=heard(files.metrics, listen),
         record_time=heard(files.times, listen, "time/"),
         record_answer=files.samples.append,
+        record_held_out=files.held_out.append,
         validate_every=trainer.validate_every,
         sample_answers=trainer.sample_answers,
     )

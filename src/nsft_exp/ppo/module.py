@@ -52,6 +52,7 @@ class PPOTraining(L.LightningModule):
         record: Callable[[Row], None],
         record_time: Callable[[Row], None],
         record_answer: Callable[[Row], None],
+        record_held_out: Callable[[Row], None],
         validate_every: int = 0,
         sample_answers: int = 0,
     ) -> None:
@@ -65,6 +66,7 @@ class PPOTraining(L.LightningModule):
         self.num_steps, self.seed, self.max_length = num_steps, seed, max_length
         self.batches = batches
         self.record, self.record_time, self.record_answer = record, record_time, record_answer
+        self.record_held_out = record_held_out
         self.validate_every, self.sample_answers = validate_every, sample_answers
 
     # --- what Lightning asks for -------------------------------------------------------------------
@@ -201,14 +203,14 @@ class PPOTraining(L.LightningModule):
             return
         found = described(experience)
         self.record({"step": step} | {f"validation/{name}": value for name, value in found.items()})
-        for answer, score in list(zip(answers, experience.score.tolist(), strict=True))[
-            : self.sample_answers
-        ]:
+        scores, kls = experience.score.tolist(), (experience.logp - experience.ref_logp).sum(1).tolist()
+        for number, (answer, score, kl) in enumerate(zip(answers, scores, kls, strict=True)):
             name = self.held_out[answer.number].id
-            finish = "stop" if answer.ended else "length"
-            self.record_answer(
-                {"step": step, "id": name, "answer": answer.text, "finish": finish, "score": score}
-            )
+            self.record_held_out({"step": step, "example": name, "reward": score, "kl": kl})
+            if number < self.sample_answers:
+                finish = "stop" if answer.ended else "length"
+                row = {"answer": answer.text, "finish": finish, "score": score}
+                self.record_answer({"step": step, "id": name} | row)
 
 
 def _add(totals: Totals, values: dict[str, Tensor]) -> None:
