@@ -53,12 +53,13 @@ ALLOWED = {
     "watching": ("records", "store", "scoring", "cell_run"),
     "cell_run": ("records", "store", "plan"),
     "torchrun": ("records", "store", "child"),
+    "answering": ("records", "cell_run", "device"),
     "stages": (
         *("records", "store", "plan", "items", "output", "scoring", "training", "ppo"),
-        *("cell_run", "torchrun", "world", "judging", "watching", "child"),
+        *("cell_run", "torchrun", "world", "judging", "watching", "child", "answering"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),
-    "launch": ("records", "store", "plan", "stages", "cell_run", "child", "torchrun"),
+    "launch": ("records", "store", "plan", "stages", "cell_run", "child", "device", "torchrun"),
     "config": ("records", "store"),
     "device": ("records",),
     "export": (

@@ -16,8 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nsft_exp.config import without_hydra
-from nsft_exp.device import assign_slots, device_groups, num_cores, visible_devices
-from nsft_exp.launch import num_gpus
+from nsft_exp.device import assign_slots, device_groups, num_cores, num_gpus, visible_devices
 
 
 class LocalLauncher(Launcher):

@@ -36,7 +36,8 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
         plain = configs.resolved(config)
         outcome |= {"config": plain, "seed": plain["seed"]}
         configs.check_belonging(plain, choices)
-        run = CellRun(Store(plain["paths"]["runs"]), plain["trainer"].get("threads"))
+        trainer = plain["trainer"]
+        run = CellRun(Store(plain["paths"]["runs"]), trainer.get("threads"), trainer.get("devices", 1))
         if plain["trainer"].get("evaluate_every"):
             run.watched = benchmark_members(plain["benchmark"])
         if plain["logger"]:

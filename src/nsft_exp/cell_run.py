@@ -26,6 +26,8 @@ class CellRun:
     store: Store
     threads: int | None = None
     """CPU threads of every stage: the same number gives the same bytes (None: as torch chooses)."""
+    devices: int = 1
+    """Processes that answer, as many as train on this machine, a GPU each."""
     folders: dict[str, StageFolder] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
@@ -79,6 +81,7 @@ def to_order(step: Step, run: CellRun) -> dict[str, Any]:
         "step": to_json(step),
         "runs": str(run.store.root),
         "threads": run.threads,
+        "devices": run.devices,
         "folders": {name: str(folder.path) for name, folder in run.folders.items()},
         "keys": run.keys,
         "stream": run.stream,
@@ -90,6 +93,8 @@ def from_order(order: dict[str, Any]) -> tuple[Step, CellRun]:
     """Return the step and the run that `to_order` wrote."""
     step = Step(**(order["step"] | {name: tuple(order["step"][name]) for name in ("inputs", "init")}))
     folders = {name: StageFolder(Path(path)) for name, path in order["folders"].items()}
-    run = CellRun(Store(order["runs"]), order["threads"], folders, order["keys"], order["stream"])
+    run = CellRun(
+        Store(order["runs"]), order["threads"], order["devices"], folders, order["keys"], order["stream"]
+    )
     run.watched = order["watched"]
     return step, run

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
+from pathlib import Path
 from queue import SimpleQueue
 
 from nsft_exp.records import UserError
@@ -48,6 +50,16 @@ def visible_devices(setting: str | None, count: int) -> list[str]:
     if setting is None:
         return [str(number) for number in range(count)]
     return [name.strip() for name in setting.split(",") if name.strip()][:count]
+
+
+def num_gpus() -> int:
+    """How many GPUs this process may use. A Linux without a GPU's driver answers without torch, at once."""
+    drivers = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in drivers):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def num_cores() -> int:

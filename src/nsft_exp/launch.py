@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nsft_exp.cell_run import CellRun, from_order, to_order
 from nsft_exp.child import end_with_parent, run_child
+from nsft_exp.device import num_gpus
 from nsft_exp.plan import Step
 from nsft_exp.records import UserError
 from nsft_exp.stages import run_step
@@ -43,16 +44,6 @@ def holds_accelerator(step: Step) -> bool:
     if "vlm" not in step.nodes or trainer.get("accelerator") == "cpu" or num_ranks(trainer) > 1:
         return False
     return num_gpus() > 0
-
-
-def num_gpus() -> int:
-    """How many GPUs this process may use. A Linux without a GPU's driver answers without torch, at once."""
-    drivers = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
-    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in drivers):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _run_child(step: Step, run: CellRun) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object
 
+from nsft_exp.answering import CHUNK, Answerer
 from nsft_exp.cell_run import CellRun, build, to_order
 from nsft_exp.child import run_child
 from nsft_exp.items import (
@@ -295,8 +296,8 @@ def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -
     """Have another program ask the model's server and score; one that was killed begins anew."""
     out = folder.path / benchmark.name
     shutil.rmtree(out, ignore_errors=True)
-    with answering(step, run) as vlm:
-        words, more = benchmark.command(vlm.address(), out, step.nodes.get("limit"))
+    with answering(step, run) as answerer:
+        words, more = benchmark.command(answerer.vlm.address(), out, step.nodes.get("limit"))
         run_child(words, {**os.environ, **more}, merged=True)
     summary, records = benchmark.outcome(out)
     (folder.path / "records.jsonl").unlink(missing_ok=True)
@@ -340,18 +341,13 @@ def _unjudged(step: Step) -> dict[str, Any]:
     return {**step.nodes, "benchmark": {k: v for k, v in step.nodes["benchmark"].items() if k != "judge"}}
 
 
-CHUNK = 512
-"""Requests that are answered together. A killed chunk is asked again whole: an answer's last digits depend on
-the batch that it was in, and a resumed run must give the same bytes as one that was not killed."""
-
-
 def _answers(requests: list[Request], folder: StageFolder, step: Step, run: CellRun) -> dict[str, Reply]:
     done = {row["id"]: row["reply"] for row in folder.records("answers.jsonl")}
     chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
     todo = [chunk for chunk in chunks if any(request.id not in done for request in chunk)]
     if todo:
         with answering(step, run) as vlm, folder.appending("answers.jsonl") as append:
-            replies = (reply for chunk in todo for reply in vlm.generate(chunk))
+            replies = vlm.generate(request for chunk in todo for request in chunk)
             for key, (reply, *_) in track(replies, "evaluate", sum(map(len, todo))):
                 done[key] = to_json(reply)
                 append({"id": key, "reply": done[key]})
@@ -362,21 +358,21 @@ def _answers(requests: list[Request], folder: StageFolder, step: Step, run: Cell
 
 
 @contextmanager
-def answering(step: Step, run: CellRun) -> Iterator[Any]:
+def answering(step: Step, run: CellRun) -> Iterator[Answerer]:
     """The step's VLM with what the train steps of its `init` trained, or its engine, inside the block.
 
-    Sets the number of threads; an engine's processes end with the block.
+    Sets the number of threads; all processes that answer end with the block.
     """
     if run.threads:
         import torch
 
         torch.set_num_threads(run.threads)
-    vlm = build(step.nodes["vlm"]).answerer([run.folders[name].path for name in step.init])
+    trained = [run.folders[name].path for name in step.init]
+    answerer = Answerer(step.nodes["vlm"], trained, run.devices, run.threads)
     try:
-        yield vlm
+        yield answerer
     finally:
-        if hasattr(vlm, "close"):
-            vlm.close()
+        answerer.close()
 
 
 def _served(step: Step, keys: Iterable[str]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def _environment(trainer: dict[str, Any]) -> dict[str, str]:
 def _cause(tail: list[str]) -> str:
     """The line that says what went wrong: the last exception but torchrun's own, else the last line."""
     lines = [line.strip() for line in tail if line.strip()]
-    ours = [line for line in lines if "Error" in line and "ChildFailedError" not in line]
+    named = [line for line in lines if "Error" in line or "what():" in line]  # Python's, or C++'s last word
+    ours = [line for line in named if "ChildFailedError" not in line]
     return (ours or lines or ["no word of it"])[-1][:500]
 
 
