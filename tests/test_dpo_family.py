@@ -14,7 +14,6 @@ import yaml
 
 from conftest import DEBUG, POPE_ONLY, run_nsft
 from nsft_exp import config as configs
-from nsft_exp.cell import preflight
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.ha_dpo import HADPO, mended_answer
 from nsft_exp.pairing.edited import Edited
@@ -23,6 +22,7 @@ from nsft_exp.pairing.llm_editor import LLMEditor
 from nsft_exp.pairing.self_critic import SelfCritic
 from nsft_exp.pairing.view import View
 from nsft_exp.plan import Step, make_plan
+from nsft_exp.preflight import preflight
 from nsft_exp.records import (
     Correction,
     FoundError,

@@ -53,6 +53,7 @@ ALLOWED = {
     "watching": ("records", "store", "scoring", "cell_run"),
     "cell_run": ("records", "store", "plan"),
     "torchrun": ("records", "store", "child"),
+    "preflight": ("records", "plan", "cell_run"),
     "answering": ("records", "cell_run", "device"),
     "stages": (
         *("records", "store", "plan", "items", "output", "scoring", "training", "ppo"),
@@ -63,7 +64,7 @@ ALLOWED = {
     "config": ("records", "store"),
     "device": ("records",),
     "export": (
-        *("records", "store", "plan", "config", "cell", "launch", "stages", "items", "output"),
+        *("records", "store", "plan", "config", "preflight", "launch", "stages", "items", "output"),
         *("conversation", "images", "vlm"),
     ),
     "score": ("records", "store", "config", "benchmark", "judging"),

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from nsft_exp import config as configs
 from nsft_exp.launch import launch
-from nsft_exp.plan import Step, benchmark_members, make_plan, row_label
-from nsft_exp.records import Request, UserError
-from nsft_exp.stages import CellRun, build, run_step
+from nsft_exp.plan import benchmark_members, make_plan, row_label
+from nsft_exp.preflight import preflight
+from nsft_exp.records import UserError
+from nsft_exp.stages import CellRun, run_step
 from nsft_exp.store import Store
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
             run.stream = stream_of(outcome)
         plan = make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
         _say(f"[bold]{escape(outcome['label'])}[/] seed {plain['seed']}")
-        preflight(plan)
+        for line in preflight(plan):
+            _say(f"  {line}")
         for step in plan:
             launch(step, run, plain.get("launch", "auto"))
             _say(f"  {step.name:<18} {run.folders[step.name].path}")
@@ -102,77 +104,3 @@ def _fail(outcome: dict[str, Any], message: str) -> None:
 def _say(line: str) -> None:
     console.print(line, soft_wrap=True)
     log.info(Text.from_markup(line).plain)
-
-
-def _check_engine(step: Step) -> None:
-    """Refuse an engine that cannot answer as the pairing asks: about noised images, or in bound beams."""
-    engine = step.nodes["vlm"].get("engine", "hf")
-    if getattr(build(step.nodes["pairing"]), "needs_hf", False) and engine != "hf":
-        raise UserError(
-            f"vlm.engine={engine}: this pairing asks for what only the model in this process does (noise on "
-            "the vision tower's input, answers that look at one another's tokens); take vlm.engine=hf"
-        )
-
-
-def _check_parts(step: Step) -> None:
-    """Refuse what the constructors of a step's VLM, pairing or critic refuse, and a server that would have to
-    answer for what is trained here.
-    """
-    parts = {group: build(step.nodes[group]) for group in ("vlm", "pairing", "critic") if group in step.nodes}
-    if hasattr(parts.get("vlm"), "check_served"):
-        parts["vlm"].check_served(step.init)
-
-
-def _engine(step: Step) -> str:
-    """What answers: `hf`, `vllm` or `server` (vlm=server has no choice)."""
-    vlm = step.nodes["vlm"]
-    return str(vlm.get("engine", "server" if vlm.get("server") else "hf"))
-
-
-def _check_server(step: Step, benchmark: Any) -> None:
-    """Refuse a benchmark that another program asks where the model is not served."""
-    if hasattr(benchmark, "command") and _engine(step) != "server":
-        raise UserError(
-            f"benchmark {benchmark.name}: asks the model's server itself; serve it (nsft export-model, vllm "
-            "serve) and take vlm=server, or the base with vlm.engine=server"
-        )
-
-
-def _check_beams(step: Step, requests: list[Request]) -> None:
-    """Refuse a benchmark whose answers are searched with beams where the model is not in this process."""
-    name = step.nodes["benchmark"].get("name")
-    if _engine(step) != "hf" and any(request.decoding.num_beams > 1 for request in requests):
-        raise UserError(
-            f"benchmark {name}: its beam search is Hugging Face's only; take vlm.engine=hf, or num_beams=1 "
-            "of the benchmark (another protocol), or leave it out of the suite"
-        )
-
-
-def _check_training(step: Step) -> None:
-    """Refuse options of training that do not exist or that the method cannot be trained with."""
-    method, *options = (build(step.nodes[group]) for group in ("method", "recipe", "tuning", "trainer"))
-    if hasattr(method, "fits"):
-        method.fits(*options)
-
-
-def preflight(plan: list[Step]) -> None:
-    """Refuse bad input before any expensive work: the samples, their images, the benchmarks' files."""
-    seen: set[str] = set()
-    for step in plan:
-        if step.kind == "train":
-            _check_training(step)
-        if step.kind == "respond":
-            _check_engine(step)
-        _check_parts(step)
-        for group in ("source", "benchmark"):
-            node = step.nodes.get(group)
-            if not node or repr(node) in seen:
-                continue
-            seen.add(repr(node))
-            plugin = build(node)
-            if group == "benchmark":
-                _check_server(step, plugin)
-            plugin.samples() if group == "source" else _check_beams(step, plugin.requests())
-            for what, number in getattr(plugin, "counts", {}).items():
-                if number and ("broken" in what or "benchmark" in what):
-                    _say(f"  {group}: {number} {what} left out")

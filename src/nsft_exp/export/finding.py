@@ -11,10 +11,10 @@ from typing import Any
 from hydra.utils import get_object
 
 from nsft_exp import config as configs
-from nsft_exp.cell import preflight
 from nsft_exp.items import read_items
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
+from nsft_exp.preflight import preflight
 from nsft_exp.records import Example, Item, UserError
 from nsft_exp.stages import REVISIONS, CellRun, build, split_items
 from nsft_exp.store import StageFolder, Store
