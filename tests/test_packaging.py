@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -67,7 +68,7 @@ def test_an_installed_wheel_works_in_any_directory(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(place)}
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"path: {place / 'nsft_exp' / 'toy' / 'base'}" in done.stdout
+    assert yaml.safe_load(done.stdout)["vlm"]["path"] == str(place / "nsft_exp" / "toy" / "base")
     assert (place / "nsft_exp" / "toy" / "base" / "model.safetensors").stat().st_size < 8_000_000
 
 

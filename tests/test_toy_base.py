@@ -54,6 +54,7 @@ def test_by_its_card_it_sees_well_and_is_tempted() -> None:
     assert card["chair/recall"] > 90
 
 
+@pytest.mark.slow
 def test_its_scores_are_within_two_points_of_the_card_and_it_names_what_is_usual(
     nsft: Run, tmp_path: Path
 ) -> None:
