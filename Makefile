@@ -96,10 +96,10 @@ vllm-env: $(VLLM)/ready ## A vLLM for the CPU in .venv-vllm, for its tests (a GP
 # bounded length are JSON: xgrammar lets tabs into them and no quotation mark (mlc-ai/xgrammar#800).
 critic-server: ## Serve an open LLM as critic or judge: make critic-server MODEL=folder-or-name PORT=8000
 	@test -n "$(MODEL)" || { echo "make critic-server MODEL=...: name a model's folder, or a model of the hub"; exit 2; }
-	@test -x $(VENV)/bin/vllm || test -x $(VLLM)/bin/python || $(MAKE) vllm-env
-	@if test -x $(VENV)/bin/vllm; then serve="$(VENV)/bin/vllm serve"; else export TORCHDYNAMO_DISABLE=1; \
-	  serve="$(VLLM)/bin/python -W ignore::DeprecationWarning -m vllm.entrypoints.openai.api_server --enforce-eager --model"; fi; \
-	exec $$serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
+	@test -x "$(VENV)/bin/vllm" || test -x "$(VLLM)/bin/python" || $(MAKE) vllm-env
+	@if test -x "$(VENV)/bin/vllm"; then set -- "$(VENV)/bin/vllm" serve; else export TORCHDYNAMO_DISABLE=1; set -- "$(VLLM)/bin/python" \
+	  -W ignore::DeprecationWarning -m vllm.entrypoints.openai.api_server --enforce-eager --model; fi; \
+	exec "$$@" "$(MODEL)" --host 127.0.0.1 --port $(PORT) \
 	  --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' $(ARGS)
 
 check: $(VENV)/test ## Linter, formatter, types, import direction
