@@ -150,5 +150,5 @@ class PPO:
         ]
 
     def loss(self, policy: TokenScores, reference: TokenScores | None) -> dict[str, tuple[Any, Any]]:
-        """None of given tokens: see `nsft_exp.ppo.advantage`."""
-        raise NotImplementedError("PPO's losses are of its own answers (nsft_exp.ppo)")
+        """No terms: PPO has no loss of given tokens, its losses are of its own answers (`nsft_exp.ppo`)."""
+        return {}
