@@ -17,7 +17,7 @@ LMMS_NEEDS := accelerate datasets evaluate "filelock<3.20" httpx jinja2 jsonline
   pytablewriter python-dotenv pyyaml sacrebleu sympy tenacity tiktoken tqdm "transformers>=5.18,<5.20"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all vllm-env lmms-env critic-server check format toy-base toy-scorer wheel clean
+.PHONY: help demo demo-more demo-served hypothesis methods-toy report test test-all deepspeed vllm-env lmms-env critic-server check format toy-base toy-scorer wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -84,6 +84,11 @@ test: $(VENV)/test ## All tests but the slow ones
 
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
 	@$(PYTEST) $(ARGS)
+
+# It has no wheel, and its build looks at the torch that is there; what it compiles it compiles when it is used.
+deepspeed: $(VENV)/test ## DeepSpeed into the environment, for trainer=deepspeed
+	@$(INSTALL) setuptools wheel ninja
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation deepspeed
 
 lmms-env: $(LMMS)/ready ## lmms-eval in .venv-lmms, for benchmark=lmms_eval
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ WORDS = (
 )
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=2")
 PARTS = ("trainer=fsdp2", *TWO[1:])
+ZERO = ("trainer=deepspeed", *TWO[1:])
+ZERO_3 = (*ZERO, "trainer.zero_stage=3")
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="there is no DeepSpeed here: make deepspeed"
+)
 LONG = "recipe.epochs=40"
 """120 steps: enough to be stopped in."""
 ONE = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.devices=1")
@@ -116,22 +122,28 @@ def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "tuning", "reference"),
+    ("how", "method", "tuning", "reference"),
     [
-        ("nsft", "full", "auto"),
-        ("nsft", "lora", "auto"),
-        ("gt_dpo", "lora", "adapter_off"),
-        ("gt_dpo", "full", "cached"),
-        ("gt_dpo", "full", "copy"),
+        (PARTS, "nsft", "full", "auto"),
+        (PARTS, "nsft", "lora", "auto"),
+        (PARTS, "gt_dpo", "lora", "adapter_off"),
+        (PARTS, "gt_dpo", "full", "cached"),
+        (PARTS, "gt_dpo", "full", "copy"),
+        pytest.param(ZERO, "nsft", "full", "auto", marks=needs_deepspeed),
+        pytest.param(ZERO, "gt_dpo", "lora", "adapter_off", marks=needs_deepspeed),
+        pytest.param(ZERO_3, "nsft", "lora", "auto", marks=needs_deepspeed),
+        pytest.param(ZERO_3, "gt_dpo", "lora", "adapter_off", marks=needs_deepspeed),
+        pytest.param(ZERO_3, "gt_dpo", "full", "copy", marks=needs_deepspeed),
     ],
 )
-def test_layers_in_parts_train_as_one_process_does(
-    method: str, tuning: str, reference: str, tmp_path: Path, cell: Any
+def test_parts_on_every_rank_train_as_one_process_does(
+    how: Sequence[str], method: str, tuning: str, reference: str, tmp_path: Path, cell: Any
 ) -> None:
     words = (f"method={method}", f"tuning={tuning}", f"trainer.reference={reference}")
+    words += ("tuning.train_projector=true",) if method == "nsft" else ()
     # three held out for two ranks, so that one of them has a pass less; answers are all ranks' work too
     held_out = ("trainer.held_out=3", "trainer.validate_every=3", "trainer.sample_answers=2")
-    processes = [cell(at, *how, *words, *held_out) for at, how in (("one", ONE), ("two", PARTS))]
+    processes = [cell(at, *how, *words, *held_out) for at, how in (("one", ONE), ("two", how))]
     for process in processes:
         done(process)
     assert assert_same_curve(tmp_path / "one", tmp_path / "two")[-1] == 6
@@ -166,13 +178,16 @@ def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, ce
 @pytest.mark.parametrize(
     ("before", "after", "tuning"),
     [
-        (TWO, ONE, "lora"),
-        (ONE, TWO, "lora"),
-        (PARTS, ONE, "full"),
-        (ONE, PARTS, "full"),
-        (PARTS, PARTS, "lora"),
+        pytest.param(TWO, ONE, "lora", id="2 to 1"),
+        pytest.param(ONE, TWO, "lora", id="1 to 2"),
+        pytest.param(PARTS, ONE, "full", id="parts to 1"),
+        pytest.param(ONE, PARTS, "full", id="1 to parts"),
+        pytest.param(PARTS, PARTS, "lora", id="parts to parts"),
+        pytest.param(ZERO, ONE, "lora", id="ZeRO-2 to 1", marks=needs_deepspeed),
+        pytest.param(ONE, ZERO, "full", id="1 to ZeRO-2", marks=needs_deepspeed),
+        pytest.param(ZERO_3, PARTS, "full", id="ZeRO-3 to parts", marks=needs_deepspeed),
+        pytest.param(TWO, ZERO_3, "full", id="2 to ZeRO-3", marks=needs_deepspeed),
     ],
-    ids=["2 to 1", "1 to 2", "parts to 1", "1 to parts", "parts to parts"],
 )
 def test_a_stopped_training_goes_on_with_another_number_of_processes(
     before: Sequence[str], after: Sequence[str], tuning: str, tmp_path: Path, cell: Any
@@ -204,7 +219,11 @@ def wait_for_rows(root: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [TWO, PARTS], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    "how",
+    [TWO, PARTS, pytest.param(ZERO_3, marks=needs_deepspeed)],
+    ids=["whole", "in parts", "ZeRO-3"],
+)
 def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(
     how: Sequence[str], tmp_path: Path, cell: Any
 ) -> None:

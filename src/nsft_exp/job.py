@@ -56,7 +56,13 @@ class Job:
     @property
     def sharded(self) -> bool:
         """Whether each rank holds a part of the layers."""
-        return self.world.size > 1 and self.trainer.strategy == "fsdp2"
+        stage_3 = self.trainer.strategy == "deepspeed" and self.trainer.zero_stage == 3
+        return self.world.size > 1 and (self.trainer.strategy == "fsdp2" or stage_3)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all ranks must make as many backward passes."""
+        return self.world.size > 1 and self.trainer.strategy in ("fsdp2", "deepspeed")
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """Micro-batches of these examples."""

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -26,10 +27,11 @@ from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
-from nsft_exp.sharding import clip_gradients, is_shardable, part_of, whole
+from nsft_exp.sharding import clip_gradients, is_shardable, is_used_always, part_of, whole
 from nsft_exp.value_head import ScalarHead
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.world import World
+from nsft_exp.zero import ZeroStages
 
 Totals = dict[str, list[Any]]
 """Name -> [sum, weight]."""
@@ -89,6 +91,8 @@ class TokenTraining(L.LightningModule):
         self.shared_features = shared_features
         self.world = world
         self.filler = filler
+        named = self.model.named_parameters()
+        self.seldom = [p for name, p in named if p.requires_grad and not is_used_always(name)]
 
     # --- what Lightning asks for -------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ class TokenTraining(L.LightningModule):
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights only, whole: the base model is never in a checkpoint."""
-        trained = ((name, p.detach()) for name, p in self.named_parameters() if p.requires_grad)
+        trained = ((name, p) for name, p in self.named_parameters() if p.requires_grad)
         return {name: whole(p, self.world.first) for name, p in trained}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
@@ -136,12 +140,22 @@ class TokenTraining(L.LightningModule):
             self._validate(step)
         if self._is_due(self.evaluate_every, step):
             with evaluating(self.model):
-                self.evaluate(step)
+                self._pass(lambda: self.evaluate(step))
 
     def _is_due(self, every: int, step: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.num_steps)
 
     # --- the step ----------------------------------------------------------------------------------
+
+    @property
+    def zero(self) -> ZeroStages | None:
+        """DeepSpeed's strategy, where it is the one."""
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, ZeroStages) else None
+
+    def _pass(self, call: Callable[[], Any]) -> Any:
+        """Make what runs the model."""
+        return call() if self.zero is None else self.zero.run(call)
 
     def _accumulate(self, batches: list[Batch]) -> Totals:
         """Gradients of the whole global batch; returns the summed terms and diagnostics."""
@@ -149,16 +163,24 @@ class TokenTraining(L.LightningModule):
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         for batch, counts in self._in_step(batches):
             with telling_out_of_memory(len(batch.numbers)):
-                policy, reference = self._scores(batch)
-                terms = self.method.loss(policy, reference) if counts else {}
-                parts = [total / weights[name] for name, (total, _) in terms.items() if weights[name] > 0]
-                if self.filler is not None:  # a backward pass for every forward pass, on all ranks
-                    parts.append(0.0 * (policy.logp if policy.value is None else policy.value).sum())
-                if parts:
-                    self.manual_backward(torch.stack(parts).sum())
+                loss, terms, policy, reference = self._pass(partial(self._loss, batch, weights, counts))
+                if loss is not None:
+                    self.manual_backward(loss)
             if counts:
                 add(totals, terms, policy, reference)
         return totals
+
+    def _loss(
+        self, batch: Batch, weights: dict[str, float], counts: bool
+    ) -> tuple[Tensor | None, dict[str, Any], TokenScores, TokenScores | None]:
+        """The micro-batch's part of the global batch's loss (None: it has none), its terms and its scores."""
+        policy, reference = self._scores(batch)
+        terms = self.method.loss(policy, reference) if counts else {}
+        parts = [total / weights[name] for name, (total, _) in terms.items() if weights[name] > 0]
+        if self.filler is not None:  # a backward pass for every forward pass, on all ranks, of all weights
+            parts.append(0.0 * (policy.logp if policy.value is None else policy.value).sum())
+            parts += [0.0 * p.sum() for p in self.seldom]
+        return torch.stack(parts).sum() if parts else None, terms, policy, reference
 
     def _in_step(self, batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Yield (micro-batch, whether it counts): where weights are in parts, as many on every rank.
@@ -202,7 +224,8 @@ class TokenTraining(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self.world.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
-        return step_on(optimizer, self.recipe, self.recipe.rate(step, self.num_steps))
+        norm = step_on(optimizer, self.recipe, self.recipe.rate(step, self.num_steps))
+        return norm if self.zero is None else self.zero.norm()
 
     # --- validation --------------------------------------------------------------------------------
 
@@ -214,7 +237,7 @@ class TokenTraining(L.LightningModule):
         totals: Totals = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad(), evaluating(self.model):
             for batch, counts in self._in_step(list(self.validation())):
-                policy, reference = self._scores(batch.to(self.device))
+                policy, reference = self._pass(partial(self._scores, batch.to(self.device)))
                 if not counts:
                     continue
                 add(totals, self.method.loss(policy, reference), policy, reference)
@@ -228,7 +251,7 @@ class TokenTraining(L.LightningModule):
                 held = {"pairs": summed["accuracy"][1]} if self.value_head is not None else {}
                 row = {f"validation/{name}": value for name, value in (held | found).items()}
                 self.record({"step": step} | row)
-            self.look(step)
+            self._pass(lambda: self.look(step))
 
     def _record_examples(self, step: int, batch: Batch, policy: TokenScores) -> None:
         """Record what each of the micro-batch's examples came to. (Of several processes none does.)"""

@@ -91,7 +91,9 @@ class TrainerOptions:
 
     Trained is on `devices` processes (a GPU each, or CPU processes) of each of `num_nodes` machines, which
     run the same command and meet at `rendezvous` (host:port). With `strategy=ddp` each holds the whole model,
-    with `fsdp2` a part of every decoder layer. Each runs `micro_batch` examples at once.
+    with `fsdp2` a part of every decoder layer, its gradient and its optimizer state, with `deepspeed` a part
+    of gradients and optimizer state (`zero_stage=2`), or of the layers too (3). Each runs `micro_batch`
+    examples at once.
     `precision` None follows the model's type: 32-true for float32, else bf16-mixed. `reference` is how the
     reference is had: `adapter_off`, `cached`, `copy`, or `auto`. `held_out` samples are kept from training
     for the validation loss, every `validate_every` steps (0: never), with `sample_answers` answers to look
@@ -101,6 +103,7 @@ class TrainerOptions:
 
     accelerator: str = "auto"
     strategy: str = "ddp"
+    zero_stage: int = 2
     devices: int = 1
     num_nodes: int = 1
     rendezvous: str | None = None
@@ -119,7 +122,8 @@ class TrainerOptions:
 
     def __post_init__(self) -> None:
         _choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
-        _choice("trainer.strategy", self.strategy, ("ddp", "fsdp2"))
+        _choice("trainer.strategy", self.strategy, ("ddp", "fsdp2", "deepspeed"))
+        _choice("trainer.zero_stage", str(self.zero_stage), ("2", "3"))
         _choice("trainer.reference", self.reference, ("auto", "adapter_off", "cached", "copy"))
         if self.precision is not None:
             _choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
@@ -132,8 +136,20 @@ class TrainerOptions:
             "evaluate_limit",
         ):
             _positive(f"trainer.{field}", getattr(self, field))
+        if self.strategy == "deepspeed":
+            self._check_deepspeed()
         if self.num_nodes > 1 and not self.rendezvous:
             raise UserError("trainer.num_nodes: several need trainer.rendezvous=<first node>:<free port>")
+
+    def _check_deepspeed(self) -> None:
+        if self.precision == "bf16-true":
+            raise UserError(
+                "trainer=deepspeed: weights are trained in float32; take trainer.precision=bf16-mixed"
+            )
+        if find_spec("deepspeed") is None:
+            raise UserError(
+                "trainer=deepspeed needs DeepSpeed, which is not here: pip install 'nsft_exp[deepspeed]'"
+            )
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Weights of which every rank holds a part (FSDP2): the decoder layers'; all else is whole on every rank.
+"""Weights of which every rank holds a part (FSDP2, and ZeRO-3): the decoder layers'; all else is whole.
 
 A layer is put together for its own pass alone. Embeddings, head, projector and tower stay whole, so that no
 message between ranks depends on how many tokens or images a rank has; their gradients are summed as with
@@ -27,6 +27,11 @@ def is_shardable(name: str) -> bool:
     return SHARDED in name and WHOLE not in name
 
 
+def is_used_always(name: str) -> bool:
+    """Whether every pass makes a gradient of the parameter of this name; a projector waits for images."""
+    return SHARDED in name or "lm_head." in name
+
+
 def shard_layers(language_model: Any, device: torch.device, world: World) -> None:
     """Give every rank its part of each decoder layer, in place. Gradients are summed over the ranks."""
     mesh = init_device_mesh(device.type, (world.size,))
@@ -40,12 +45,29 @@ def shard_layers(language_model: Any, device: torch.device, world: World) -> Non
             module.set_force_sum_reduction_for_comms(True)
 
 
+def is_part(tensor: Any) -> bool:
+    """Whether this is a rank's part of a tensor."""
+    return isinstance(tensor, DTensor) or is_zero_part(tensor)
+
+
+def is_zero_part(tensor: Any) -> bool:
+    """Whether this is a weight that DeepSpeed's ZeRO has taken charge of (stage 3)."""
+    return hasattr(tensor, "ds_id")
+
+
 def whole(tensor: Tensor, keep: bool = True) -> Tensor:
     """Return a part's whole tensor on the CPU; without `keep` nothing of it. All ranks call this together."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    full = tensor.full_tensor()
+    if not is_part(tensor):
+        return tensor.detach()
+    full = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else _gathered(tensor)
     return full.cpu() if keep else full.new_empty(0)
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def part_of(full: Tensor, like: Tensor) -> Tensor:
@@ -66,8 +88,8 @@ def make_whole(model: nn.Module, keep: bool) -> None:
             module.reshard()
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(parameter, DTensor):
-                full = whole(parameter.detach(), keep)
+            if is_part(parameter):
+                full = whole(parameter, keep)
                 if keep:
                     module.register_parameter(name, nn.Parameter(full, parameter.requires_grad))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import Strategy
 from peft import PeftModel
 
 from nsft_exp.batching import GlobalBatches
@@ -31,10 +31,12 @@ from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
-from nsft_exp.sharding import make_whole, shard_layers, state_part, whole_state
+from nsft_exp.sharding import make_whole, shard_layers
 from nsft_exp.store import replace_folder
+from nsft_exp.strategies import SummedGradients
 from nsft_exp.value_head import ScalarHead
 from nsft_exp.world import World
+from nsft_exp.zero import ZeroStages
 
 __all__ = ["Recipe", "TrainerOptions", "Tuning", "fit"]
 
@@ -92,12 +94,12 @@ def fit(
     if isinstance(reference, Live) and reference.loaded is job.loaded:
         assert peft is not None
         reference.switched_off = peft.disable_adapter
-    if job.sharded:
+    if job.sharded and trainer.strategy == "fsdp2":
         shard_layers(job.loaded.model.model.language_model, job.device, world)
     files = RunFiles(folder)
     module = _module(job, reference, files, listen, watched)
     _run(job, module, files, progress)
-    if job.sharded:
+    if job.sharded and trainer.strategy == "fsdp2":
         make_whole(job.loaded.model, keep=world.first)
     if not world.first:
         return {}
@@ -152,7 +154,7 @@ def _module(
         shared_features=not features_change,
         world=job.world,
         value_head=_value_head(job) if job.method.needs.values else None,
-        filler=(lambda: next(job.batches([0]))) if job.sharded else None,
+        filler=(lambda: next(job.batches([0]))) if job.in_step else None,
     )
 
 
@@ -186,7 +188,28 @@ def _run(job: Job, module: TokenTraining, files: RunFiles, progress: bool) -> No
         job.loaded.pad_id,
         job.trainer.num_workers,
     )
-    run(module, loader, files, len(job.steps), job.trainer, job.device, job.precision, job.world, progress)
+    run(
+        module,
+        loader,
+        files,
+        len(job.steps),
+        job.trainer,
+        job.device,
+        job.precision,
+        job.world,
+        progress,
+        strategy=_strategy(job),
+    )
+
+
+def _strategy(job: Job) -> str | Strategy:
+    """How the processes come together, in Lightning's words."""
+    if job.world.size == 1:
+        return "auto"
+    if job.trainer.strategy != "deepspeed":
+        return SummedGradients()
+    decoder = job.loaded.model.model.language_model
+    return ZeroStages(job.recipe.clip_norm, decoder.layers if job.sharded else None)
 
 
 def run(
@@ -200,6 +223,7 @@ def run(
     world: World,
     progress: bool,
     checkpoint_every: int | None = None,
+    strategy: str | Strategy = "auto",
 ) -> None:
     """Train from the checkpoint, if there is one, to the last of `num_steps` optimizer steps.
 
@@ -221,7 +245,7 @@ def run(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=options.devices if world.size > 1 else 1,
         num_nodes=options.num_nodes if world.size > 1 else 1,
-        strategy=SummedGradients() if world.size > 1 else "auto",
+        strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=1,
         logger=False,
@@ -242,26 +266,6 @@ def run(
     except KeyboardInterrupt:
         pass_on(stop.heard)
         raise
-
-
-class SummedGradients(DDPStrategy):
-    """Lightning's DDP without its wrapper: the module itself sums the gradients, once a global batch.
-
-    Terms are already divided by their weight over all processes, so gradients are summed, not averaged; and a
-    process may have fewer micro-batches than another, or none.
-    """
-
-    def configure_ddp(self) -> None:
-        """Leave the module as it is."""
-
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimizer's state for a checkpoint: whole, on the rank that writes it."""
-        return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take from a checkpoint what this rank has of the optimizers' states."""
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(state_part(state, optimizer))
 
 
 @contextmanager
