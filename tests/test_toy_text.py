@@ -169,7 +169,7 @@ def test_a_pretraining_conversation_is_of_one_style_and_repeats_no_question() ->
         assert all(len(said.answer.split()) <= 2 for said in talk) == short
         assert not any(said.question.endswith(SUFFIX) for said in talk[1:])
         lengths[len(talk)] += 1
-    assert set(lengths) == {3, 4, 7, 8}
+    assert set(lengths) == {3, 4, 5, 6}
 
 
 def test_the_texts_of_pretraining_err_only_about_what_is_usual() -> None:

@@ -26,8 +26,6 @@ from nsft_exp.toy.world import Scene, lexicon, missing
 
 TARGETS = {"present": 0.4, "missing": 0.3, "other": 0.3}
 """What existence is asked of: something there, something typical that is not, anything else that is not."""
-ALL_SINGLE_SKIPPED = 0.75
-"""How often no category is counted in a scene that holds one of each."""
 
 
 def draw_fact(kind: str, writer: Writer, rng: Random) -> Fact | None:
@@ -72,14 +70,11 @@ def _draw_attribute(kind: Literal["color", "size"]) -> Callable[[Writer, Random]
     return draw
 
 
-def _draw_count(writer: Writer, rng: Random) -> Fact | None:
-    """Most scenes hold one of everything: there it is seldom asked, or "one" were nearly always right."""
+def _draw_count(writer: Writer, rng: Random) -> Fact:
     scene = writer.scene
     names = [t.category for t in scene.things]
     several = [c for c in scene.categories() if names.count(c) > 1]
-    if not several and rng.random() < ALL_SINGLE_SKIPPED:
-        return None
-    category = rng.choice(several if several and rng.random() < 0.8 else scene.categories())
+    category = rng.choice(several if several and rng.random() < 0.7 else scene.categories())
     return count(scene, category, _other(names.count(category), (1, 2, 3), rng))
 
 

@@ -13,13 +13,13 @@ from nsft_exp.toy.world import Scene, lexicon
 
 LONG = ("detailed", "caption", "compare")
 SENTENCES = {  # kinds of exchange in a conversation of sentences, and their weights
-    "detailed": 22, "caption": 20, "existence": 30, "color": 6, "size": 3, "count": 12, "total": 3,
-    "position": 8, "naming": 5, "relation": 6, "scene": 3, "text": 8, "compare": 3,
+    "detailed": 22, "caption": 20, "existence": 30, "color": 6, "size": 3, "count": 3, "total": 3,
+    "position": 5, "naming": 6, "relation": 4, "scene": 3, "text": 8, "compare": 3,
     "missing": 3, "word": 3,
 }  # fmt: skip
 WORDS = {  # and in one of short answers
-    "existence": 30, "color": 9, "size": 4, "count": 24, "total": 4, "position": 14, "naming": 9,
-    "relation": 9, "scene": 2, "text": 9,
+    "existence": 30, "color": 9, "size": 5, "count": 5, "total": 5, "position": 7, "naming": 14,
+    "relation": 6, "scene": 2, "text": 10,
 }  # fmt: skip
 VQA = {
     "text": 34,
@@ -55,9 +55,9 @@ def pretraining_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
 
 
 def _words_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
-    """Seven or eight questions; LLaVA's suffix stands in the first one only, as in its own data."""
+    """Five or six questions; LLaVA's suffix stands in the first one only, as in its own data."""
     talk: dict[str, Exchange] = {}
-    wanted = rng.randint(7, 8)
+    wanted = rng.randint(5, 6)
     while len(talk) < wanted:
         fact = draw_fact(_pick(WORDS, rng), careless(scene, rng), rng)
         said = fact and _word(fact, "plain" if talk else "short", rng)
