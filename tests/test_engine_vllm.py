@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,24 @@ def test_what_was_trained_answers_and_a_killed_engine_says_so(
     engine.close()
     left = [p for p in psutil.process_iter() if os.getpgid(p.pid) == group and p.status() != "zombie"]
     assert left == []
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_an_adapter_is_taken_and_another_in_its_place(vllm_python: str, tmp_path: Path) -> None:
+    items = make_items(tmp_path, 8)
+    requests = [Request(i.sample.id, i.sample.image, (Turn("prompt", i.sample.question),)) for i in items]
+    trained, engine = {}, VllmEngine(model("toy", python=vllm_python), lora_rank=4)
+    for epochs in (4, 12):
+        folder = tmp_path / f"train-{epochs}"
+        train(SFT(), items, folder, vlm=model("toy"), epochs=epochs, learning_rate=5e-3)
+        trained[epochs] = dict(model("toy").load([folder]).generate(requests))
+        engine.take(partial(copy_folder, folder / "adapter"))
+        found = dict(engine.generate(requests))
+        assert sum(found[name][0].ids == trained[epochs][name][0].ids for name in found) >= 7
+    assert any(trained[4][name][0].ids != trained[12][name][0].ids for name in trained[4])
+    engine.close()
+
+
+def copy_folder(source: Path, to: Path) -> None:
+    shutil.copytree(source, to, dirs_exist_ok=True)

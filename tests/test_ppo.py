@@ -478,11 +478,27 @@ def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(
     assert not torch.allclose(base.hidden(ids), trained.hidden(ids), atol=1e-5)
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_makes_the_rollouts_with_the_newest_adapter(nsft: Run, tmp_path: Path, vllm_python: str) -> None:
+    words = (*WORDS, "vlm=toy", "recipe.learning_rate=1e-2", f"vlm.python={vllm_python}")
+    assert (
+        nsft(*words, "trainer.accelerator=cpu", "method.rollouts=vllm", "reward.method.min_accuracy=0") == 0
+    )
+    (policy,) = (p for p in (tmp_path / "runs" / "train").iterdir() if not p.name.count("-reward-"))
+    rows = [json.loads(line) for line in (policy / "metrics.jsonl").read_text("utf-8").splitlines()]
+    learnt = [row for row in rows if "loss" in row]
+    assert [row["examples"] for row in learnt] == [8, 8]
+    assert abs(learnt[0]["kl"]) < 1e-3  # it begins as the reference
+    assert learnt[1]["kl"] != 0
+    assert adapter(policy)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: PPO(reward=REWARD, copies=2), r"method\.copies=2: take 1"),
-        (lambda: PPO(reward=REWARD, rollouts="vllm"), r"take method\.rollouts=hf"),
+        (lambda: PPO(reward=REWARD, rollouts_memory=4), r"method\.rollouts_memory=4: take a share"),
         (lambda: PPO(reward=REWARD, rollouts="server"), r"method\.rollouts=server"),
         (lambda: PPO(reward=REWARD, clip=0), r"method\.clip=0: must be positive"),
         (lambda: PPO(reward=REWARD, lam=2), r"method\.lam=2: take a share"),

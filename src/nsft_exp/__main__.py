@@ -124,14 +124,24 @@ def split_config_name(arguments: list[str]) -> tuple[str, list[str]]:
 
 def toy_base(arguments: list[str]) -> int:
     """`nsft toy-base`: train the toy base VLM from scratch and put it where `vlm=toy` finds it."""
-    from nsft_exp.toy_base import install, prepare
+    from nsft_exp.toy_base import install, prepare, trained
 
     config = configs.resolved(configs.compose_config(arguments, "toy_base"))
     prepare(config["vlm"], config["tower"])
-    outcomes, composed = run_jobs(["--config-name", "toy_base", *arguments])
-    code = conclude(outcomes, composed, multirun=False)
+    first, composed = run_jobs(["--config-name", "toy_base", *arguments])
+    code = conclude(first, composed, multirun=False)
+    if code:
+        return code
+    words = [
+        "--config-name",
+        "toy_base_later",
+        f"vlm.path={configs.quoted(str(trained(first[0])))}",
+        *arguments,
+    ]
+    last, composed = run_jobs(words)
+    code = conclude(last, composed, multirun=False)
     if code == 0:
-        print(f"toy base: {install(outcomes[0])}")
+        print(f"toy base: {install(first[0], last[0])}")
     return code
 
 

@@ -104,6 +104,12 @@ def check_choices(choices: Mapping[str, Any]) -> None:
             raise UserError(f"{group} has no option; {group} can be: {', '.join(options)}")
 
 
+def quoted(text: str) -> str:
+    """Return a text as a value on Hydra's command line, whatever characters are in it."""
+    escaped = text.replace("'", r"\'")
+    return f"'{escaped}'"
+
+
 def check_words(words: Iterable[str]) -> None:
     """Refuse words that take a group's option away: `group=null` (a ValueError in Hydra) and `~group`."""
     known = all_options()

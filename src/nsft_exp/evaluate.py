@@ -85,12 +85,8 @@ def model_words(folder: Path) -> list[str]:
     if kind not in OPTIONS:
         raise UserError(f"{file}: model_type {kind} is not known here; there are {', '.join(OPTIONS)}")
     precision = [f"vlm.dtype={dtype}"] if dtype in ("float32", "bfloat16", "float16") else []
-    return [f"vlm={OPTIONS[kind]}", f"vlm.path={_quoted(str(folder))}", "vlm.revision=null", *precision]
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("'", r"\'")
-    return f"'{escaped}'"
+    path = f"vlm.path={configs.quoted(str(folder))}"
+    return [f"vlm={OPTIONS[kind]}", path, "vlm.revision=null", *precision]
 
 
 def write_result(stage: StageFolder, to: Path, name: str) -> Path:

@@ -156,8 +156,7 @@ def _literal(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or "." not in key or not os.path.exists(value):
         return word
-    escaped = value.replace("'", r"\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={configs.quoted(value)}"
 
 
 def _flag(text: str) -> bool:

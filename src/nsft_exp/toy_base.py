@@ -1,4 +1,4 @@
-"""Makes the toy base VLM: a tokenizer, a vision tower, then LLaVA's second stage as any cell trains."""
+"""Makes the toy base VLM: a tokenizer, a vision tower, then LLaVA's second stage in two trainings."""
 
 from __future__ import annotations
 
@@ -30,37 +30,56 @@ def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
     train_tower(Path(vlm["tower"]), build(vlm | {"tower": None}).tower_config(), build(tower))
 
 
-def install(outcome: dict[str, Any], folder: Path = BASE) -> Path:
-    """Copy the model of a `toy_base` cell and write its card; returns the folder.
+def trained(outcome: dict[str, Any]) -> Path:
+    """The whole model that a cell trained. Raises UserError where it trained none."""
+    model = Path(outcome["folders"]["train"]) / "model"
+    if not model.is_dir():
+        raise UserError(f"{model.parent}: holds no whole model; the toy base needs tuning=full")
+    return model.resolve()
+
+
+def install(first: dict[str, Any], last: dict[str, Any], folder: Path = BASE) -> Path:
+    """Copy the model of the last of two trainings and write its card; returns the folder.
 
     Raises UserError where the cell trained no whole model or the folder cannot be written.
     """
-    trained = Path(outcome["folders"]["train"])
-    model, manifest = trained / "model", StageFolder(trained).manifest()
-    if manifest is None or not model.is_dir():
-        raise UserError(f"{trained}: holds no whole model; the toy base needs tuning=full")
     try:
-        shutil.copytree(model, folder, dirs_exist_ok=True)
+        shutil.copytree(trained(last), folder, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error}); run it in a checkout") from error
-    config = outcome["config"]
-    test = config["benchmark"]
+    test = last["config"]["benchmark"]
     write_card(
         folder,
-        parameters=manifest["parameters"],
+        parameters=manifest_of(last)["parameters"],
         command="make toy-base",
-        recipe=recipe(config, manifest["steps"]),
+        recipe=recipe(first) | later(last),
         about=f"{test['scenes']} scenes of the {test['split']} split, seed {test['seed']}.",
-        scores=scores(outcome["folders"]),
+        scores=scores(last["folders"]),
     )
     return folder
 
 
-def recipe(config: dict[str, Any], steps: int) -> dict[str, Any]:
+def manifest_of(outcome: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a cell's training."""
+    manifest = StageFolder(Path(outcome["folders"]["train"])).manifest()
+    assert manifest is not None
+    return manifest
+
+
+def recipe(outcome: dict[str, Any]) -> dict[str, Any]:
     """What the card says of the training: the tower's numbers, then those of language model and projector."""
+    config, steps = outcome["config"], manifest_of(outcome)["steps"]
     tower = {f"tower: {name}": value for name, value in asdict(build(config["tower"])).items()}
     ours = {name: value for name, value in config["recipe"].items() if not name.startswith(("_", "lora"))}
     return {**tower, "scenes": config["source"]["size"], "steps": steps, **ours}
+
+
+def later(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What differs in the last training."""
+    config = outcome["config"]
+    found = {"scenes": config["source"]["size"], "steps": manifest_of(outcome)["steps"]}
+    found["learning_rate"] = config["recipe"]["learning_rate"]
+    return {f"then, with more numbers and places: {name}": value for name, value in found.items()}
 
 
 def scores(folders: dict[str, str]) -> dict[str, float]:

@@ -45,7 +45,9 @@ class PPO:
     A run whose mean divergence from the reference (nats an answer) is above `max_kl`, or no number, has
     exploded: `when_kl_explodes` is `stop` or `report`.
 
-    The model in this process makes the `rollouts` (`hf`), whatever answers elsewhere (`vlm.engine`).
+    The `rollouts` are by the model in this process (`hf`), or by `vllm`, which is given the policy's adapter
+    before each, and the share `rollouts_memory` of the GPU's memory; whatever answers elsewhere
+    (`vlm.engine`).
 
     `copies=1` holds one frozen base with an adapter each for policy, value and reward, and the reference as
     none of them; `copies=4` holds four models.
@@ -76,6 +78,7 @@ class PPO:
         max_kl: float = 100.0,
         when_kl_explodes: str = "stop",
         rollouts: str = "hf",
+        rollouts_memory: float = 0.4,
         copies: int = 1,
     ) -> None:
         self.reward = reward
@@ -97,17 +100,13 @@ class PPO:
         self.value_coef = value_coef
         self.max_kl = max_kl
         self.when_kl_explodes = when_kl_explodes
+        self.rollouts, self.rollouts_memory = rollouts, rollouts_memory
         self.copies = copies
-        self._check(rollouts)
+        self._check()
 
-    def _check(self, rollouts: str) -> None:
+    def _check(self) -> None:
         check_choice("method.when_kl_explodes", self.when_kl_explodes, ("stop", "report"))
-        if rollouts == "vllm":
-            raise UserError(
-                "method.rollouts=vllm: the policy changes with every step, and vLLM would start anew for "
-                "each; take method.rollouts=hf (vlm.engine=vllm still answers for pairs and benchmarks)"
-            )
-        check_choice("method.rollouts", rollouts, ("hf",))
+        check_choice("method.rollouts", self.rollouts, ("hf", "vllm"))
         if self.copies not in (1, 4):
             raise UserError(f"method.copies={self.copies}: take 1 (adapters on one base) or 4 (models)")
         for name in POSITIVE:
@@ -116,7 +115,7 @@ class PPO:
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise UserError(f"method.{name}={getattr(self, name)}: must not be negative")
-        for name in ("gamma", "lam", "top_p"):
+        for name in ("gamma", "lam", "top_p", "rollouts_memory"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"method.{name}={getattr(self, name)}: take a share from 0 to 1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
 from nsft_exp.store import replace_folder
 from nsft_exp.training import Listener, heard, quiet, run, save_adapter
+from nsft_exp.vlm.vllm_engine import VllmEngine
 from nsft_exp.world import World
 
 
@@ -70,6 +72,7 @@ def fit_ppo(
             f"no prompt leaves room for an answer within {max_length} tokens; raise recipe.max_length"
         )
     iterations = Iterations(len(prompts), recipe.batch_size * method.steps_per_rollout, recipe.epochs, seed)
+    engine = _engine(method, vlm, parents, recipe)
     files, num_steps = RunFiles(folder), iterations.num_steps(recipe.batch_size, method.inner_epochs)
     module = PPOTraining(
         models,
@@ -87,24 +90,33 @@ def fit_ppo(
         record_held_out=files.held_out.append,
         validate_every=trainer.validate_every,
         sample_answers=trainer.sample_answers,
+        engine=engine,
     )
     precision = precision_of(trainer, loaded)
-    run(
-        module,
-        iterations,
-        files,
-        num_steps,
-        trainer,
-        device,
-        precision,
-        World(),
-        progress,
-        checkpoint_every=1,
-    )
+    with nullcontext() if engine is None else closing(engine):
+        run(
+            module,
+            iterations,
+            files,
+            num_steps,
+            trainer,
+            device,
+            precision,
+            World(),
+            progress,
+            checkpoint_every=1,
+        )
     models.policy.switch.to(models.policy.adapters)
     replace_folder(folder / "adapter", partial(save_adapter, models.peft))
     summary = _summary(models, module, files, dropped)
     return summary | {"epochs": recipe.epochs, "trained_examples": len(prompts), "precision": precision}
+
+
+def _engine(method: Any, vlm: Any, parents: Sequence[Path], recipe: Recipe) -> VllmEngine | None:
+    """What answers in place of the policy's own model, if anything does."""
+    if method.rollouts == "hf":
+        return None
+    return VllmEngine(vlm, parents, lora_rank=recipe.lora_rank, memory=method.rollouts_memory)
 
 
 def _summary(models: Models, module: PPOTraining, files: RunFiles, dropped: dict[str, int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,6 +27,8 @@ from nsft_exp.ppo.rollout import Answer, Prompt, ask
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import Decoding, UserError
 from nsft_exp.reference import evaluating
+from nsft_exp.training import save_adapter
+from nsft_exp.vlm.vllm_engine import VllmEngine
 
 Row = dict[str, Any]
 
@@ -35,7 +38,8 @@ class PPOTraining(L.LightningModule):
 
     `options` are the method's. `record(row)` takes each iteration's metrics, `record_time(row)` its times and
     `record_answer(row)` the held-out answers that are looked at (`sample_answers` each time). The held-out
-    prompts are answered before the first step, every `validate_every` steps and at the end.
+    prompts are answered before the first step, every `validate_every` steps and at the end. The `engine`
+    answers where the policy's own model does not.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class PPOTraining(L.LightningModule):
         record_held_out: Callable[[Row], None],
         validate_every: int = 0,
         sample_answers: int = 0,
+        engine: VllmEngine | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -68,6 +73,7 @@ class PPOTraining(L.LightningModule):
         self.record, self.record_time, self.record_answer = record, record_time, record_answer
         self.record_held_out = record_held_out
         self.validate_every, self.sample_answers = validate_every, sample_answers
+        self.engine = engine
 
     # --- what Lightning asks for -------------------------------------------------------------------
 
@@ -112,6 +118,9 @@ class PPOTraining(L.LightningModule):
         decoding = Decoding(options.max_new_tokens, options.temperature, options.top_p, seed=seed)
         with self.models.policy.speaking() as loaded, evaluating(loaded.model):
             engine: LoadedVLM = loaded
+            if self.engine is not None:
+                self.engine.take(partial(save_adapter, self.models.peft))
+                engine = self.engine
             image_token = loaded.chat.image_token_id
             return ask(engine, prompts, numbers, decoding, self.max_length, image_token)
 

@@ -21,6 +21,10 @@ WORDS = {  # and in one of short answers
     "existence": 30, "color": 9, "size": 5, "count": 5, "total": 5, "position": 7, "naming": 14,
     "relation": 6, "scene": 2, "text": 10,
 }  # fmt: skip
+LATER_WORDS = WORDS | {"count": 100, "position": 40, "relation": 25}
+"""The weights once objects are found by their nouns: before, these questions would only delay that."""
+ONE_OF_EACH_SKIPPED = 0.75
+"""How often a category is then not counted in a scene of one of each, or "one" were nearly always right."""
 VQA = {
     "text": 34,
     "existence": 26,
@@ -45,25 +49,35 @@ USES: dict[Use, float] = {"correction": 0.55, "source": 0.25, "open_correction":
 """Whose wordings a conversation of sentences takes."""
 
 
-def pretraining_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
+def pretraining_talk(scene: Scene, rng: Random, later: bool = False) -> tuple[Exchange, ...]:
     """Return one conversation of the base's pretraining: of short answers, or of sentences.
 
     Every exchange is by a careless writer of its own, so that what one imagined says nothing about what
-    the next one will.
+    the next one will. `later` asks more, and oftener for numbers, places and relations.
     """
-    return _words_talk(scene, rng) if rng.random() < 0.5 else _sentences_talk(scene, rng)
+    words = rng.random() < (0.7 if later else 0.5)
+    return _words_talk(scene, rng, later) if words else _sentences_talk(scene, rng)
 
 
-def _words_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
-    """Five or six questions; LLaVA's suffix stands in the first one only, as in its own data."""
+def _words_talk(scene: Scene, rng: Random, later: bool) -> tuple[Exchange, ...]:
+    """Five or six questions, `later` nine or ten; LLaVA's suffix stands in the first only, as in its data."""
     talk: dict[str, Exchange] = {}
-    wanted = rng.randint(5, 6)
+    wanted = rng.randint(9, 10) if later else rng.randint(5, 6)
+    single = later and one_of_each(scene)
     while len(talk) < wanted:
-        fact = draw_fact(_pick(WORDS, rng), careless(scene, rng), rng)
+        kind = _pick(LATER_WORDS if later else WORDS, rng)
+        if single and kind == "count" and rng.random() < ONE_OF_EACH_SKIPPED:
+            continue
+        fact = draw_fact(kind, careless(scene, rng), rng)
         said = fact and _word(fact, "plain" if talk else "short", rng)
         if said:
             talk.setdefault(said.question, said)
     return tuple(talk.values())
+
+
+def one_of_each(scene: Scene) -> bool:
+    """Whether no two objects of the scene are of one category."""
+    return len(scene.categories()) == len(scene.things)
 
 
 def _word(fact: Fact, style: Style, rng: Random) -> Exchange | None:

@@ -1,12 +1,14 @@
 """vLLM's side of `vlm.engine=vllm`, for an interpreter that has vLLM and need not have us.
 
-The first line of standard input is the settings, each further line a list of prompts; each is answered by a
-line on standard output. It ends when its input does.
+The first line of standard input is the settings, each further line prompts and perhaps a LoRA adapter (its
+number and folder); each is answered by a line on standard output. It ends when its input does.
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -23,6 +25,11 @@ def main() -> None:
     from vllm import LLM
 
     settings = json.loads(sys.stdin.readline())
+    options: dict[str, Any] = {}
+    if settings["lora_rank"]:
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": settings["lora_rank"]}
+    if settings["memory"]:
+        options["gpu_memory_utilization"] = settings["memory"]
     model = LLM(
         settings["model"],
         dtype=settings["dtype"],
@@ -31,22 +38,38 @@ def main() -> None:
         limit_mm_per_prompt={"image": 1},
         enforce_eager=not torch.cuda.is_available(),
         seed=0,
+        **options,
     )
     replies.write(json.dumps({"ready": True}) + "\n")
     replies.flush()
     for line in sys.stdin:
-        replies.write(json.dumps(answer(model, json.loads(line), settings["stops"])) + "\n")
+        message = json.loads(line)
+        with_adapter = partial(model.generate, use_tqdm=False, lora_request=adapter(message["adapter"]))
+        answers = answer(with_adapter, message["prompts"], settings["stops"])
+        replies.write(json.dumps(answers) + "\n")
         replies.flush()
 
 
-def answer(model: Any, prompts: list[dict[str, Any]], stops: list[int]) -> list[dict[str, Any]]:
+def adapter(asked: list[Any] | None) -> Any:
+    """The adapter (number, folder) as vLLM takes it."""
+    if asked is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    number, folder = asked
+    return LoRARequest(f"adapter {number}", number, folder)
+
+
+def answer(
+    generate: Callable[..., Any], prompts: list[dict[str, Any]], stops: list[int]
+) -> list[dict[str, Any]]:
     """Each prompt's samples (ids, log-probabilities, how they ended), its ids, and its candidates' sums."""
     inputs = [given(prompt, prompt["ids"]) for prompt in prompts]
     sampling = [asked(prompt, stops) for prompt in prompts]
-    outputs = model.generate(inputs, sampling, use_tqdm=False)
+    outputs = generate(inputs, sampling)
     sums: list[list[float]] = [[] for _ in prompts]
     pairs = [(n, candidate) for n, prompt in enumerate(prompts) for candidate in prompt["candidates"]]
-    for (n, _), total in zip(pairs, candidate_sums(model, prompts, pairs), strict=True):
+    for (n, _), total in zip(pairs, candidate_sums(generate, prompts, pairs), strict=True):
         sums[n].append(total)
     return [
         {
@@ -97,7 +120,7 @@ def row(output: Any) -> dict[str, Any]:
 
 
 def candidate_sums(
-    model: Any, prompts: list[dict[str, Any]], pairs: list[tuple[int, list[int]]]
+    generate: Callable[..., Any], prompts: list[dict[str, Any]], pairs: list[tuple[int, list[int]]]
 ) -> list[float]:
     """The summed log-probability of each candidate's ids after its prompt."""
     from vllm import SamplingParams
@@ -106,7 +129,7 @@ def candidate_sums(
         return []
     sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     inputs = [given(prompts[n], prompts[n]["ids"] + candidate) for n, candidate in pairs]
-    outputs = model.generate(inputs, sampling, use_tqdm=False)
+    outputs = generate(inputs, sampling)
     return [
         sum(step[token].logprob for token, step in zip(ids, output.prompt_logprobs[-len(ids) :], strict=True))
         for (_, ids), output in zip(pairs, outputs, strict=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Requests that are handed to vLLM together; it batches them itself."""
+LORA_RANKS = (0, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for."""
 MAX_LENGTH = 8192
 """Tokens that vLLM makes room for where `vlm.max_length` does not say."""
 
@@ -33,10 +36,17 @@ MAX_LENGTH = 8192
 class VllmEngine:
     """Answers with a model, and what was trained on it, through vLLM.
 
-    Raises UserError where vLLM is not there.
+    With a `lora_rank` it also takes one more adapter, another each time (`take`). `memory` is the share of
+    the GPU's memory that vLLM may use (None: vLLM's default). Raises UserError where vLLM is not there.
     """
 
-    def __init__(self, model: HFModel, adapters: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        model: HFModel,
+        adapters: Sequence[Path] = (),
+        lora_rank: int = 0,
+        memory: float | None = None,
+    ) -> None:
         self.python = model.python or sys.executable
         if model.python is None and importlib.util.find_spec("vllm") is None:
             raise UserError(
@@ -46,7 +56,9 @@ class VllmEngine:
         if not Path(self.python).is_file():
             raise UserError(f"vlm.python={self.python}: there is no such interpreter")
         self.model, self.adapters = model, list(adapters)
+        self.lora_rank, self.memory = lora_rank, memory
         self._process: VllmProcess | None = None
+        self._adapter: list[Any] | None = None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
         """Yield (request id, its n replies). Greedy answers are transformers' up to rounding; the noise of
@@ -56,9 +68,21 @@ class VllmEngine:
         while some := list(islice(left, CHUNK)):
             process = self._start()
             rows = [self._rows(request) for request in some]
-            answers = process.ask([self._prompt(those) for those in rows])
+            prompts = [self._prompt(those) for those in rows]
+            answers = process.ask({"prompts": prompts, "adapter": self._adapter})
             for those, answer in zip(rows, answers, strict=True):
                 yield those[0].request.id, self._replies(those, answer)
+
+    def take(self, save: Callable[[Path], None]) -> None:
+        """Answer from now on with the adapter that `save` writes into a folder, in PEFT's format."""
+        self._start()
+        number, before = (1, None) if self._adapter is None else (self._adapter[0] + 1, self._adapter[1])
+        folder = Path(self._place.name) / f"adapter-{number}"
+        folder.mkdir()
+        save(folder)
+        self._adapter = [number, str(folder)]
+        if before is not None:
+            shutil.rmtree(before)
 
     def close(self) -> None:
         """End vLLM's processes and remove the folder that they read."""
@@ -80,6 +104,8 @@ class VllmEngine:
                 "max_length": self.loaded.max_length,
                 "batch_size": self.model.batch_size,
                 "stops": sorted(self.loaded.stops),
+                "lora_rank": next((rank for rank in LORA_RANKS if rank >= self.lora_rank), self.lora_rank),
+                "memory": self.memory,
             }
             self._process = VllmProcess(self.python, place, settings, "vlm.engine=vllm")
         return self._process
