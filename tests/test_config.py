@@ -16,7 +16,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from nsft_exp import config as configs
-from nsft_exp.__main__ import VERBS
+from nsft_exp.__main__ import VERBS, report
+from nsft_exp.__main__ import run as nsft
 from nsft_exp.plan import make_plan
 from nsft_exp.records import UserError
 from nsft_exp.store import Store, is_ignored, leaves
@@ -136,6 +137,34 @@ def test_what_does_not_belong_to_a_method_is_refused(words: list[str], message: 
 def test_a_typo_is_refused_with_the_nearest_names(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         configs.compose_config([word])
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("demoo", "there is no config demoo; did you mean demo or demo_more?"),
+        ("experiments/demo", "there is no config experiments/demo; did you mean demo or demo_more?"),
+        ("x", f"there is no config x; there are: {', '.join(sorted(['config', *STUDIES]))}"),
+    ],
+)
+def test_a_study_that_does_not_exist_is_refused_with_the_nearest_names(
+    name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra is given others
+    for run, words in ((nsft, ["-m", "--config-name", name]), (report, [f"--config-name={name}"])):
+        with pytest.raises(UserError) as error:
+            run(words)
+        assert str(error.value) == line
+
+
+def test_the_studies_of_another_folder_are_named_and_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    (tmp_path / "my demo").mkdir()
+    (tmp_path / "my demo" / "mine.yaml").write_text("defaults: [config]\n")
+    with pytest.raises(UserError, match=r"^there is no config demo; there are: config, mine$"):
+        nsft(["--config-dir", str(tmp_path / "my demo"), "--config-name", "demo"])
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "preset"])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import run_nsft
 from nsft_exp.export.data import write_data
-from nsft_exp.export.finding import MARKER
+from nsft_exp.export.finding import MARKER, compose_cell
 from nsft_exp.export.rows import (
     Row,
     completion_rows,
@@ -26,6 +26,8 @@ from nsft_exp.method.nsft import NSFT
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Conversation, Example, Exchange, Item, Preference, Sample, Turn, UserError
 from nsft_exp.source.preference import Preferences
+from nsft_exp.stages import examples_of
+from source_files import picture, talk, write
 from tiny_training import make_items
 
 PAIR = Row(
@@ -249,6 +251,26 @@ def test_earlier_answers_that_the_method_only_reads_are_told(
     assert "note" not in capsys.readouterr().out
     row = lines(work / "exports" / "completion" / "metadata.jsonl")[0]
     assert [m["role"] for m in (row["prompt"][-1], *row["completion"])] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("size", ["null", "5"])
+def test_what_training_holds_out_is_left_out_and_told(
+    size: str, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of seven records: a whole source is trained on less those held out, one of five is larger by them."""
+    record = lambda n: {"id": f"r{n}", "image": "a.png", "conversations": talk(f"<image>\n{n}?", f"{n}.")}  # noqa: E731
+    file, image = write(tmp_path / "talks.json", [record(n) for n in range(7)]), picture(tmp_path / "a.png")
+    words = [f"source.file={file}", f"source.image_root={image.parent}", f"source.size={size}"]
+    words += ["preset=debug", "method=cont_sft", "source=llava150k", "trainer.held_out=2"]
+    assert run_nsft(tmp_path, toy_data, "export", "to=out", *words) == 0
+    assert "2 samples are held out of training and are left out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / MARKER).read_text("utf-8"))["counts"]["held_out"] == 2
+    cell = compose_cell(words)
+    step = cell.step("train")
+    assert step
+    _, trained, held_out = examples_of(step, cell.run)
+    assert [row["id"] for row in lines(tmp_path / "out" / "metadata.jsonl")] == [e.id for e in trained]
+    assert (len(trained), len(held_out)) == (5, 2)
 
 
 @pytest.mark.parametrize(

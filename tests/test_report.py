@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nsft_exp.report import table, wording
+from nsft_exp.report import table, terminal, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell, read_jsonl
 from nsft_exp.report.curve import draw_sizes, smooth
@@ -241,13 +241,65 @@ def test_latex_rows_have_as_many_cells_as_the_table_has_columns(results: Results
     assert r"nsft/matched\_random" in text
 
 
-def test_the_terminal_table_fits_a_hundred_columns(results: Results) -> None:
-    console = Console(width=100, record=True, file=None, quiet=False, no_color=True, force_terminal=False)
+MANY = ["nsft/critic_invents", "nsft/length_matched", "kto", "llava_rlhf", "nsft_unlikelihood", "gt_dpo/ipo"]
+MANY += [
+    "gt_dpo/rejected_only_alone",
+    "ha_dpo",
+    "cont_sft recipe.learning_rate=0.001 recipe.epochs=3",
+    "simpo",
+]
+
+
+@pytest.fixture(scope="module")
+def fifteen(study: Study) -> Results:
+    """A study of fifteen rows, with names as sweeps have them."""
+    trained = [cell for cell in study[0] if cell.label == "nsft"]
+    others = [
+        dataclasses.replace(cell, label=label, name=f"{label}-{cell.seed}")
+        for label in MANY
+        for cell in trained
+    ]
+    return make_results([*study[0], *others], study[1], replicates=0)
+
+
+def printed(results: Results, width: int) -> list[str]:
+    console = Console(width=width, no_color=True)
     with console.capture() as captured:
-        console.print(table.to_terminal(results))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100
-    assert any("POPE adversarial AUC" in line and "±" in line for line in lines)
+        console.print(terminal.to_terminal(results))
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_fifteen_rows_fit_the_terminal_with_no_word_and_no_number_cut(fifteen: Results, width: int) -> None:
+    lines = printed(fifteen, width)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    for column in fifteen.shown:
+        for word in column.title.split():
+            assert word in words
+        for arm in fifteen.arms:
+            assert wording.mean_sd(arm.mean(column.key), column.scale).replace(" ", "") in words
+    for arm in fifteen.arms:
+        for word in arm.label.split():
+            assert word in words
+
+
+def test_a_line_of_the_terminal_table_is_one_arm_and_stands_under_its_columns(fifteen: Results) -> None:
+    lines = printed(fifteen, 120)
+    arm = next(arm for arm in fifteen.arms if arm.label == "gt_dpo")
+    row = next(line for line in lines if line.split()[:1] == ["gt_dpo"])
+    means = [wording.mean_sd(arm.mean(c.key), c.scale).replace(" ", "") for c in fifteen.shown]
+    found = row.split()[1:]
+    assert found == means[: len(found)]
+    assert len(found) >= 4
+    (rule, *_) = [line for line in lines if line.startswith("─")]
+    assert len(rule) == len(row)
+
+
+def test_the_kinds_of_test_stand_over_their_columns(results: Results) -> None:
+    text = "\n".join(printed(results, 100))
+    places = [text.index(word) for word in ("Yes/no", "Free generation", "Short", "Training")]
+    assert places == sorted(places)
 
 
 def test_a_cell_that_failed_is_named_with_its_log(study: Study, tmp_path: Path) -> None:

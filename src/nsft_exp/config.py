@@ -166,9 +166,10 @@ def explain(error: Exception, overrides: Iterable[str]) -> UserError:
     """Turn Hydra's composition error into one line with the nearest names."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        options = list(error.options or [])
-        what = f"{group}={option}: there is no such option" if group else f"there is no config {option}"
-        return UserError(f"{what}; {nearest(option, options)}")
+        if error.options is None:  # --config-name, for which Hydra lists the places alone
+            what = f"there is no config {error.missing_cfg_file}"
+            return UserError(f"{what}; {nearest(option, _configs_in(str(error)))}")
+        return UserError(f"{group}={option}: there is no such option; {nearest(option, error.options)}")
     key = _refused_key(error, overrides)
     if key is None:
         return UserError(" ".join(str(error).split()))
@@ -183,6 +184,12 @@ def nearest(word: str, options: Iterable[str]) -> str:
         tail = {option.rpartition(".")[2]: option for option in options}
         close = [tail[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tail, n=3, cutoff=0.6)]
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(options[:30])}"
+
+
+def _configs_in(message: str) -> list[str]:
+    """The configs and studies in the folders of the search path that Hydra's message ends with."""
+    places = re.findall(r"path=file://(.+)$", message, re.MULTILINE)
+    return [file.stem for place in places for file in Path(place).glob("*.yaml")]
 
 
 def _refused_key(error: Exception, overrides: Iterable[str]) -> str | None:

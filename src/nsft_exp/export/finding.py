@@ -100,8 +100,6 @@ def items_of(cell: FoundCell) -> tuple[list[Item], int]:
     samples = build(cell.source).samples()
     folders = cell.run.folders
     items = read_items(samples, folders.get("respond"), folders.get("critique"), cell.run.store)
-    if cell.source is cell.config["source"]:
-        return items, 0
     trained, held_out = split_items(items, cell.config)
     return trained, len(held_out)
 

@@ -25,6 +25,12 @@ LONGEST_WAIT = 900.0
 """A server that asks to wait longer than this is left alone until the next run."""
 GIVE_UP = 20
 """So many requests in a row without a reply, all attempts included, and the rest are not tried."""
+FIRST_ATTEMPTS = 3
+"""So often is a server tried where nothing listens and that has never replied: its address may be wrong."""
+FIRST_PAUSE = 2.0
+"""Seconds between two of these, at most: a server that is just being restarted is waited for."""
+REPLIED: set[str] = set()
+"""The addresses that have replied to this process, errors among the replies."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +133,18 @@ class Work:
                 return self.ledger.reply(call.key)
             if fault.final:
                 raise Stop(await self._explained(fault))
+            if self._nobody(fault) and attempt + 1 >= FIRST_ATTEMPTS:
+                break
         assert fault is not None
         self.num_in_a_row += 1
         if fault.kind == "connection" or self.num_in_a_row >= GIVE_UP:
-            raise Stop(f"no reply after {self.client.attempts} attempts ({fault.kind}: {fault.words})")
+            mend = f"; start the server, or mend {self.client.where}.base_url" * self._nobody(fault)
+            raise Stop(f"no reply after {attempt + 1} attempts ({fault.kind}: {fault.words}){mend}")
         return None
+
+    def _nobody(self, fault: Fault) -> bool:
+        """Whether there may be no server at the address at all."""
+        return fault.refused and self.client.base_url not in REPLIED
 
     async def _afford(self, call: Call) -> None:
         """Raise Stop without a key, or if the budget has no room once the calls in flight show their use."""
@@ -151,11 +164,14 @@ class Work:
         try:
             async with asyncio.timeout(self.client.timeout):
                 response = await self.server.chat.completions.with_raw_response.create(**call.body)
-            raw, fault = response.text, _fault_in(response.text)
+            raw, fault, replied = response.text, _fault_in(response.text), True
         except self.errors as error:
             raw, fault = _reply_in(error), fault_of(error, self.client.key_env, call.body, self.client.where)
+            replied = hasattr(error, "response")
         finally:
             self.num_in_flight -= 1
+        if replied:
+            REPLIED.add(self.client.base_url)
         raw = self.client.scrub(raw)
         envelope = read_envelope(raw)
         if envelope is None:
@@ -177,7 +193,8 @@ class Work:
             if fault.wait > LONGEST_WAIT:
                 raise Stop(f"the server asks to wait {fault.wait:.0f} seconds ({fault.kind}); run again then")
             self.quiet_until = max(self.quiet_until, asyncio.get_running_loop().time() + fault.wait)
-        longest = min(self.client.backoff * 2 ** (attempt - 1), LONGEST_PAUSE)
+        most = FIRST_PAUSE if self._nobody(fault) else LONGEST_PAUSE
+        longest = min(self.client.backoff * 2 ** (attempt - 1), most)
         jitter = random.uniform(0.5, 1.0) * longest
         await self._pause(jitter if fault.wait is None else fault.wait + random.uniform(0, 0.1) * longest)
 

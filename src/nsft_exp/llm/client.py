@@ -29,8 +29,9 @@ class Client:
     server on this machine needs none. At most `concurrency` requests are in flight, each given `timeout`
     seconds; one that fails in a way that may pass is sent up to `attempts` times, after `backoff` seconds,
     twice that, and so on (each shortened at random by up to a half, at most a minute), or after what the
-    server's Retry-After says, during which nothing else is sent. `where` is the config's node, for messages.
-    Raises UserError for wrong settings.
+    server's Retry-After says, during which nothing else is sent. Where nothing listens and this process has
+    had no reply, 3 attempts within 5 seconds are all. `where` is the config's node, for messages. Raises
+    UserError for wrong settings.
     """
 
     def __init__(

@@ -28,6 +28,8 @@ class Fault:
     """Whether the server may have worked (and charged) for it."""
     final: str = ""
     """Not empty where asking again is no use: what to do instead."""
+    refused: bool = False
+    """Whether nothing listens at the address: no such server, or one that is down."""
 
 
 def fault_of(error: BaseException, key_env: str | None, body: Mapping[str, Any], where: str) -> Fault:
@@ -42,7 +44,9 @@ def fault_of(error: BaseException, key_env: str | None, body: Mapping[str, Any],
     if isinstance(error, TimeoutError) or name == "APITimeoutError":
         return Fault("timeout", "no reply in time", used=cause != "ConnectTimeout")
     if cause in ("ConnectError", "ConnectionRefusedError", "UnsupportedProtocol", "InvalidURL"):
-        return Fault("connection", _one_line(str(error.__cause__)) or "connection refused")
+        if _is_refused(error):
+            return Fault("connection", "nothing listens there", refused=True)
+        return Fault("connection", _one_line(str(error.__cause__)) or "cannot connect")
     return Fault("broken", "the connection broke off before the reply was whole", used=True)
 
 
@@ -62,6 +66,14 @@ def _fault_of_status(
         return Fault(str(status), words, wait_of(getattr(error, "response", None)))
     hint = f"; a server without guided decoding needs {where}.guided=none" * ("response_format" in body)
     return Fault(str(status), words, final=f"the server refuses the request ({status}: {words}){hint}")
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether an address refused the connection; a name may stand for several of them."""
+    if error is None or isinstance(error, ConnectionRefusedError):
+        return error is not None
+    group = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return any(map(_is_refused, (*group, error.__cause__ or error.__context__)))
 
 
 def wait_of(response: Any, now: float | None = None) -> float | None:

@@ -1,4 +1,4 @@
-"""Tables of a study as Markdown, CSV, LaTeX and on the terminal."""
+"""Tables of a study as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from nsft_exp.report import wording
 from nsft_exp.report.results import GROUPS, Column, ComparisonTable, Results
@@ -220,47 +214,3 @@ def latex(grid: Grid, caption: str) -> str:
 
 def _tex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def to_terminal(results: Results) -> Group:
-    """Return the main table, a metric a row, the seeds and the failed cells for a rich console."""
-    heading = str(results.study.get("title") or results.study.get("name") or "")
-    parts: list[Table | Text] = [terminal(results, heading), Text(wording.seeds_moved(results), style="dim")]
-    for cell in results.failed:
-        parts.append(Text(f"failed: {cell.name}: {cell.error} (log: {cell.log})", style="red"))
-    return Group(*parts)
-
-
-def readings_to_terminal(summary: dict[str, Any]) -> Group:
-    """Return one line a comparison from `wording.summary`."""
-    lines = []
-    for row in summary["readings"]:
-        if row["against"] != "base":
-            line = Text(f"{row['method']} against {row['against']}: ")
-            lines.append(line.append(row["reading"], style="dim"))
-    return Group(*lines)
-
-
-def terminal(results: Results, heading: str) -> Table:
-    """Return the main table turned: arms are columns, so that it fits a terminal."""
-    out = Table(
-        title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
-    )
-    out.add_column("", no_wrap=True)
-    for arm in results.arms:
-        out.add_column(wording.arm_name(arm, results.arms), justify="right", overflow="fold")
-    for key, name in GROUPS.items():
-        columns = [c for c in results.shown if c.group == key]
-        if columns:
-            out.add_row(Text(name, style="bold"))
-        for c in columns:
-            means = [wording.mean_sd(arm.mean(c.key), c.scale).replace(" ", "") for arm in results.arms]
-            out.add_row(f"  {wording.title(c)}", *means, end_section=c is columns[-1])
-    trained = [arm.number("examples") or arm.number("samples") for arm in results.arms]
-    out.add_row("pairs", *map(wording.pair_yield, results.arms), style="dim")
-    out.add_row("trained on", *(wording.quantity(n.value if n else None) for n in trained), style="dim")
-    for name in ("steps", "supervised_tokens"):
-        amounts = [arm.number(name) for arm in results.arms]
-        words = (wording.quantity(n.value if n else None) for n in amounts)
-        out.add_row(name.replace("_", " "), *words, style="dim")
-    return out

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, totals, wording
+from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, terminal, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
@@ -58,12 +58,12 @@ def print_table(
     """Print the main table, the cells that failed and, from `folder`, what its last report compared."""
     console = console or Console()
     results = make_results(cells, study, replicates=0)
-    console.print(table.to_terminal(results))
+    console.print(terminal.to_terminal(results))
     for line in moved.to_lines(results):
         console.print(line, soft_wrap=True, highlight=False)
     if folder is not None and (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
-        console.print(table.readings_to_terminal(summary))
+        console.print(terminal.readings_to_terminal(summary))
 
 
 def _write(file: Path, content: str | bytes) -> None:
