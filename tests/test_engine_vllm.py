@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Decoding, Request, Turn, UserError
-from nsft_exp.stages import build
 from nsft_exp.vlm.generation import Row
 from nsft_exp.vlm.hf import HFModel
 from nsft_exp.vlm.vllm_engine import VllmEngine
