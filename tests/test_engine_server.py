@@ -23,7 +23,7 @@ from nsft_exp.cell_run import build
 from nsft_exp.pairing.gt import GroundTruth
 from nsft_exp.pairing.self_critic import SelfCritic
 from nsft_exp.records import Decoding, Reply, Request, Sample, Turn, UserError
-from nsft_exp.vlm.generation import rows_of
+from nsft_exp.vlm.row import rows_of
 from nsft_exp.vlm.server import ServerEngine, ServerVLM
 from scripted_critic import Answer, Script, Server, completion, serving
 from test_critic_llm_errors import error_of

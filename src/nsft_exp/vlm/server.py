@@ -166,7 +166,7 @@ class ServerEngine:
         return tuple(told["choices"][0].get("token_ids") or ())
 
     def _check_prompt(self, request: Request, ids: list[int] | None) -> None:
-        from nsft_exp.vlm.generation import rows_of
+        from nsft_exp.vlm.row import rows_of
 
         if ids is None:
             raise UserError(
