@@ -1,6 +1,7 @@
 """Batched answers from a model in memory, with the log-probabilities of asked answers.
 
-They are greedy, sampled, or searched with beams (beams.py).
+They are greedy, sampled, or searched with beams (beams.py). An answer in the making is in row.py, the running
+of prompts in prefill.py, the scoring of asked answers in candidates.py.
 
 Prompts are padded on the left and sorted by length. An answer does not depend on the batch that it is made
 in: padding is masked, positions count from each prompt's own start, and the noise of a sampled token is drawn
