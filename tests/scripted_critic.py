@@ -25,8 +25,8 @@ import yaml
 from nsft_exp import config as configs
 from nsft_exp.critic.codebook import Codebook
 from nsft_exp.critic.rule import Rule
+from nsft_exp.keys import digest
 from nsft_exp.records import Preference, Sample, to_json
-from nsft_exp.store import digest
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.plan import benchmark_members
-from nsft_exp.stages import build
 from nsft_exp.store import Store
 
 

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from nsft_exp import config as configs
 from nsft_exp.__main__ import VERBS, report
 from nsft_exp.__main__ import run as nsft
+from nsft_exp.keys import is_ignored, leaves
 from nsft_exp.plan import make_plan
 from nsft_exp.records import UserError
-from nsft_exp.store import Store, is_ignored, leaves
+from nsft_exp.store import Store
 
 CONF = configs.folder("conf")
 GROUPS = (

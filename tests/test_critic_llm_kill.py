@@ -19,8 +19,8 @@ import pytest
 import conftest
 from conftest import run_nsft
 from critic_pairs import collect, critic, pairs, reply
+from nsft_exp.keys import digest
 from nsft_exp.records import to_json
-from nsft_exp.store import digest
 from scripted_critic import Answer, Script, Server, completion, sensible, serving
 
 CANARY = "sk-canary-7f3a9c51d2"

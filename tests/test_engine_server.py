@@ -19,11 +19,11 @@ from PIL import Image
 from conftest import POPE_ONLY, SMALL, run_nsft
 from critic_pairs import first
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.pairing.gt import GroundTruth
 from nsft_exp.pairing.self_critic import SelfCritic
 from nsft_exp.records import Decoding, Reply, Request, Sample, Turn, UserError
-from nsft_exp.stages import build
-from nsft_exp.vlm.generation import rows_of
+from nsft_exp.vlm.row import rows_of
 from nsft_exp.vlm.server import ServerEngine, ServerVLM
 from scripted_critic import Answer, Script, Server, completion, serving
 from test_critic_llm_errors import error_of

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Decoding, Request, Turn, UserError
-from nsft_exp.stages import build
-from nsft_exp.vlm.generation import Row
 from nsft_exp.vlm.hf import HFModel
+from nsft_exp.vlm.row import Row
 from nsft_exp.vlm.vllm_engine import VllmEngine
 from nsft_exp.vlm.vllm_process import one_image_token
 from tiny_training import draw, make_items, train

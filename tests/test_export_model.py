@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from conftest import run_nsft
 from nsft_exp import config as configs
+from nsft_exp.cell_run import build
 from nsft_exp.export.agreement import ROUNDING, agree, summary
 from nsft_exp.export.finding import MARKER
 from nsft_exp.export.merge import MergedModel
@@ -27,7 +28,6 @@ from nsft_exp.export.vllm import vllm_answers
 from nsft_exp.images import open_image
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Item, Turn, UserError
-from nsft_exp.stages import build
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.template import exact_template, messages, writes_the_same
 from nsft_exp.vlm.vllm_process import one_image_token

@@ -17,6 +17,7 @@ datasets = pytest.importorskip("datasets", reason="comes with TRL")
 
 from nsft_exp import config as configs  # noqa: E402
 from nsft_exp.batching import Batch, collate, encode_examples  # noqa: E402
+from nsft_exp.cell_run import build  # noqa: E402
 from nsft_exp.export.data import write_data  # noqa: E402
 from nsft_exp.export.merge import MergedModel  # noqa: E402
 from nsft_exp.export.rows import Row, completion_rows, conversation_rows, preference_rows  # noqa: E402
@@ -26,7 +27,6 @@ from nsft_exp.method.nsft import NSFT  # noqa: E402
 from nsft_exp.method.sft import SFT  # noqa: E402
 from nsft_exp.records import Item  # noqa: E402
 from nsft_exp.reference import token_scores  # noqa: E402
-from nsft_exp.stages import build  # noqa: E402
 from nsft_exp.vlm.loaded import LoadedHF  # noqa: E402
 from tiny_training import make_items  # noqa: E402
 

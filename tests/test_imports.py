@@ -11,14 +11,16 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
-VOCABULARY = ("records", "interfaces", "losses", "store", "statistics")
+VOCABULARY = ("records", "interfaces", "losses", "keys", "store", "statistics")
 MODEL = ("batching", "conversation", "images", "view")
 TRAINING = ("recipe", "reference", "sharding", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
     "losses": ("records",),
-    "store": ("records",),
+    "keys": (),
+    "fingerprint": ("keys",),
+    "store": ("records", "keys", "fingerprint"),
     "statistics": ("records",),
     "recipe": ("records",),
     "plan": ("records",),
@@ -46,35 +48,46 @@ ALLOWED = {
     "toy_scorer": ("store", "toy"),
     "report": (*VOCABULARY, *MODEL),
     "wandb_log": (*VOCABULARY, "report"),
-    "items": ("records", "store"),
+    "items": ("records", "keys", "store"),
     "output": ("records", "store"),
     "judging": ("records", "output", "llm", "benchmark"),
     "scoring": ("records", "store", "statistics", "judging"),
-    "watching": ("records", "store", "scoring", "cell_run"),
-    "cell_run": ("records", "store", "plan"),
+    "watching": ("records", "keys", "scoring", "cell_run"),
+    "cell_run": ("records", "keys", "store", "plan"),
     "torchrun": ("records", "store", "child"),
     "preflight": ("records", "plan", "cell_run"),
-    "answering": ("records", "cell_run", "device"),
+    "answering": ("records", "plan", "cell_run", "device"),
+    "evaluating": (
+        "records",
+        "store",
+        "plan",
+        "output",
+        "cell_run",
+        "child",
+        "answering",
+        "judging",
+        "scoring",
+    ),
     "stages": (
-        *("records", "store", "plan", "items", "output", "scoring", "training", "ppo"),
-        *("cell_run", "torchrun", "world", "judging", "watching", "child", "answering"),
+        *("records", "keys", "store", "plan", "items", "output", "training", "ppo"),
+        *("cell_run", "torchrun", "world", "watching", "answering", "evaluating"),
     ),
     "rank": ("records", "store", "cell_run", "stages", "world"),
     "launch": ("records", "store", "plan", "stages", "cell_run", "child", "device", "torchrun"),
-    "config": ("records", "store"),
+    "config": ("records", "keys"),
     "device": ("records",),
     "export": (
-        *("records", "store", "plan", "config", "preflight", "launch", "stages", "items", "output"),
-        *("conversation", "images", "vlm"),
+        *("records", "keys", "store", "plan", "config", "preflight", "launch", "cell_run"),
+        *("items", "output", "conversation", "images", "vlm"),
     ),
     "score": ("records", "store", "config", "benchmark", "judging"),
     "evaluate": ("records", "store", "config", "score"),
     "compare": ("records", "store", "config", "score", "statistics"),
     "estimate": (
-        *("records", "store", "plan", "config", "cell_run", "launch", "stages", "items", "judging"),
-        "llm",
+        *("records", "keys", "store", "plan", "config", "cell_run", "launch", "stages", "evaluating"),
+        *("items", "judging", "llm"),
     ),
-    "check": (*TRAINING, "config", "plan", "output", "stages", "source"),
+    "check": (*TRAINING, "config", "plan", "output", "cell_run", "source"),
 }
 
 

@@ -14,9 +14,9 @@ from benchmark_files import write_json, write_lines
 from conftest import ROOT, run_nsft
 from lmms_tasks import write_tasks
 from nsft_exp.benchmark.lmms_eval import LmmsEval
+from nsft_exp.evaluating import is_evaluated
 from nsft_exp.interfaces import Address
 from nsft_exp.records import UserError
-from nsft_exp.stages import is_evaluated
 from nsft_exp.store import StageFolder
 from scripted_critic import Answer, completion, serving
 

@@ -160,7 +160,7 @@ def test_sample_matched_sft_takes_further_samples_for_nsfts_words() -> None:
 
 
 def test_spare_samples_come_after_the_held_out_ones_which_every_method_shares() -> None:
-    from nsft_exp.stages import split_items
+    from nsft_exp.items import split_items
 
     items = [item(str(n)) for n in range(9)]
     nodes: dict[str, Any] = {"method": {"spare": 3}, "trainer": {"held_out": 2}}

@@ -107,7 +107,7 @@ def spun(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> tuple[Path
 def test_a_later_round_answers_with_the_model_that_was_trained_before(
     spun: tuple[Path, dict[str, StageFolder]], toy_data: Path
 ) -> None:
-    from nsft_exp.stages import build
+    from nsft_exp.cell_run import build
 
     folders = spun[1]
     nodes = folders["respond"].read_config()["nodes"]

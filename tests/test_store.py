@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from nsft_exp.keys import IGNORED, is_ignored, leaves
 from nsft_exp.output import append_records
 from nsft_exp.records import Preference, UserError, to_json
-from nsft_exp.store import IGNORED, StageFolder, Store, is_ignored, leaves, replace_folder
+from nsft_exp.store import StageFolder, Store, replace_folder
 
 
 def test_a_key_does_not_depend_on_the_order_of_the_config(tmp_path: Path) -> None:

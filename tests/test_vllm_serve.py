@@ -16,7 +16,7 @@ from conftest import DEBUG, POPE_ONLY, ROOT, SMALL, run_nsft
 from critic_pairs import collect, critic, pairs
 from nsft_exp.critic.prompt import MAX_ANSWER, MAX_ERRORS, MAX_QUESTION
 from nsft_exp.records import Decoding, Request, Turn, UserError, to_json
-from nsft_exp.vlm.generation import rows_of
+from nsft_exp.vlm.row import rows_of
 from nsft_exp.vlm.vllm_engine import written
 from serving_vllm import free_port, vllm_serving, write_llm
 from test_engine_server import node

@@ -10,9 +10,9 @@ import pytest
 from peft import PeftModel
 
 from nsft_exp.benchmark.pope import Pope
+from nsft_exp.keys import is_ignored
 from nsft_exp.method.dpo import DPO
 from nsft_exp.records import Item, Request, Turn, UserError
-from nsft_exp.store import is_ignored
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.watching import WatchedBenchmark, some_images, watched_benchmarks
 from test_benchmark_pope import write_pope

@@ -11,14 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from nsft_exp.cell_run import build
+from nsft_exp.cell_run import CellRun, build
 from nsft_exp.device import num_cores, num_gpus, visible_devices
+from nsft_exp.plan import Step
 from nsft_exp.records import Reply, Request, UserError, from_json, to_json
 
 CHUNK = 512
@@ -159,6 +160,30 @@ class AnswerProcess:
         with suppress(BrokenPipeError):  # it has ended: the next reading tells
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
+
+
+@contextmanager
+def answering(step: Step, run: CellRun) -> Iterator[Answerer]:
+    """The step's VLM with what the train steps of its `init` trained, or its engine, inside the block.
+
+    Sets the number of threads; all processes that answer end with the block.
+    """
+    if run.threads:
+        import torch
+
+        torch.set_num_threads(run.threads)
+    trained = [run.folders[name].path for name in step.init]
+    answerer = Answerer(step.nodes["vlm"], trained, run.devices, run.threads)
+    try:
+        yield answerer
+    finally:
+        answerer.close()
+
+
+def served(step: Step, keys: Iterable[str]) -> dict[str, Any]:
+    """What the calls with these keys have cost, for the manifest; empty where no server answered."""
+    keys = [key for key in keys if key]
+    return {"server": build(step.nodes["vlm"]).usage(keys)} if keys else {}
 
 
 def main() -> None:

@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.text import Text
 
 from nsft_exp import config as configs
+from nsft_exp.cell_run import CellRun
 from nsft_exp.launch import launch
 from nsft_exp.plan import benchmark_members, make_plan, row_label
 from nsft_exp.preflight import preflight
 from nsft_exp.records import UserError
-from nsft_exp.stages import CellRun, run_step
+from nsft_exp.stages import run_step
 from nsft_exp.store import Store
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,10 @@ from omegaconf import DictConfig
 from nsft_exp import config as configs
 from nsft_exp.cell import find_finished, new_outcome, run_cell
 from nsft_exp.child import TAIL, end_with_parent
+from nsft_exp.keys import digest
 from nsft_exp.plan import row_label
 from nsft_exp.records import UserError
-from nsft_exp.store import Store, digest, write_atomically
+from nsft_exp.store import Store, write_atomically
 
 
 class CellProcess:

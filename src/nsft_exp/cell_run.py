@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from nsft_exp.keys import LEFT_OUT, REVISIONS
 from nsft_exp.plan import Step
 from nsft_exp.records import Sample, UserError, to_json
 from nsft_exp.store import StageFolder, Store
@@ -73,6 +74,24 @@ def build(node: dict[str, Any]) -> Any:
         if cause is None:
             raise
         raise cause from None
+
+
+def stage_folder(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
+    """The folder of a step, its key noted in the run; nothing is written."""
+    nodes = {group: dict(node) if isinstance(node, dict) else node for group, node in step.nodes.items()}
+    for name in LEFT_OUT[step.kind]:
+        group, leaf = name.split(".")
+        nodes[group].pop(leaf, None)
+    key = run.store.key(step.kind, nodes, inputs, REVISIONS[step.kind])
+    run.keys[step.name] = key
+    return run.store.open(step.kind, step.label, key)
+
+
+def open_folder(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
+    """The folder of a step, which says from here on what it was asked to do."""
+    folder = stage_folder(step, run, inputs)
+    folder.write_config({"kind": step.kind, "name": step.name, "nodes": step.nodes})
+    return folder
 
 
 def to_order(step: Step, run: CellRun) -> dict[str, Any]:

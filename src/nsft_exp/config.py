@@ -16,8 +16,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nsft_exp.keys import leaves
 from nsft_exp.records import UserError
-from nsft_exp.store import leaves
 
 PACKAGE = Path(__file__).parent
 OPTIONAL = ("preset",)

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nsft_exp.keys import digest
 from nsft_exp.records import Correction, Example, Item, Preference, Sample, from_json, to_json
-from nsft_exp.store import StageFolder, Store, digest
+from nsft_exp.store import StageFolder, Store
 
 
 def sample_digest(sample: Sample, store: Store) -> str:
@@ -76,3 +77,19 @@ def item_counts(items: list[Item]) -> dict[str, Any]:
     if corrections:
         counts["corrections"] = dict(sorted(corrections.items()))
     return counts
+
+
+def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
+    """Return the items that are trained on, and the held-out ones.
+
+    A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
+    every method so.
+    """
+    end = len(items) - (nodes["method"].get("spare") or 0)
+    cut = end - held_out_size(nodes)
+    return items[:cut] + items[end:], items[cut:end]
+
+
+def held_out_size(nodes: dict[str, Any]) -> int:
+    """How many samples after those of `source.size` are kept from training, for the validation loss."""
+    return int(nodes["trainer"].get("held_out", 0) or 0)

@@ -1,4 +1,4 @@
-"""The four stages of a cell: respond, critique, train, evaluate. File to file, keyed, resumable.
+"""A cell's stages: respond, critique, train; evaluate is in evaluating.py. File to file, keyed, resumable.
 
 Each function takes a resolved step and the folders of the steps it depends on, does what is not yet
 done, and returns its folder. Plug-ins are built from their config nodes and never named here. Modules
@@ -7,11 +7,10 @@ that need torch are imported by the plug-ins only once there is work to do.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object
 
-from nsft_exp.answering import CHUNK, Answerer
-from nsft_exp.cell_run import CellRun, build, to_order
-from nsft_exp.child import run_child
+from nsft_exp.answering import answering, served
+from nsft_exp.cell_run import CellRun, build, open_folder, to_order
+from nsft_exp.evaluating import evaluate
 from nsft_exp.items import (
     correction_input,
     example_digest,
@@ -29,29 +28,18 @@ from nsft_exp.items import (
     read_items,
     read_preferences,
     sample_digest,
+    split_items,
 )
-from nsft_exp.output import append_records, circumstances, done_ids, track
+from nsft_exp.keys import digest
+from nsft_exp.output import append_records, circumstances, done_ids
 from nsft_exp.plan import Step
-from nsft_exp.records import Example, Item, Reply, Request, Sample, UserError, from_json, to_json
-from nsft_exp.scoring import score_answers
-from nsft_exp.store import StageFolder, digest
+from nsft_exp.records import Example, Item, Sample, UserError
+from nsft_exp.store import StageFolder
 from nsft_exp.torchrun import num_ranks, run_ranks
 from nsft_exp.watching import watched_benchmarks
 
 if TYPE_CHECKING:
     from nsft_exp.world import World
-
-REVISIONS = {"respond": 1, "critique": 1, "train": 1, "evaluate": 1}
-"""Raised by hand when a stage's code changes its result: old folders are then not taken for new ones."""
-
-
-LEFT_OUT = {
-    "respond": ("source.size", "source.seed"),
-    "critique": ("source.size", "source.seed"),
-    "train": ("vlm.engine",),  # what answers does not train
-    "evaluate": (),
-}
-"""Leaves that a stage's key leaves out, beside those that are in no key."""
 
 
 def run_step(step: Step, run: CellRun) -> StageFolder:
@@ -69,7 +57,7 @@ def run_step(step: Step, run: CellRun) -> StageFolder:
 def respond(step: Step, run: CellRun) -> StageFolder:
     """The VLM answers (the base, or in later rounds what was trained): one Preference for every sample."""
     samples = run.samples(step)
-    folder = _open(step, run, answered_by(step, run))
+    folder = open_folder(step, run, answered_by(step, run))
     inputs = {s.id: sample_digest(s, run.store) for s in samples}
     with folder.lock():
         done = done_ids(folder, inputs)
@@ -86,7 +74,7 @@ def respond(step: Step, run: CellRun) -> StageFolder:
 
 def _asked(step: Step, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a server's answers behind these preferences have cost, for the manifest."""
-    return _served(step, [key for row in rows for key in row["details"].get("requests", ())])
+    return served(step, [key for row in rows for key in row["details"].get("requests", ())])
 
 
 def _check_pairs(pairing: Any, folder: StageFolder, samples: Sequence[Sample], run: CellRun) -> None:
@@ -101,7 +89,7 @@ def critique(step: Step, run: CellRun) -> StageFolder:
     preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
     inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
     pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
-    folder = _open(step, run, criticised(step, run, list(inputs.values())))
+    folder = open_folder(step, run, criticised(step, run, list(inputs.values())))
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [(s, preference) for s, preference in pairs if s.id not in done]
@@ -146,7 +134,7 @@ def train(step: Step, run: CellRun) -> StageFolder:
             f"{step.label}: {len(items)} samples give no example to train on; "
             f"see the statuses in the respond stage's manifest"
         )
-    folder = _open(step, run, made_from(examples, step, run))
+    folder = open_folder(step, run, made_from(examples, step, run))
     # The machines of one training are in it together: a lock would keep all but one of them out.
     with folder.lock() if step.nodes["trainer"].get("num_nodes", 1) == 1 else nullcontext():
         if folder.manifest() is None:
@@ -249,151 +237,3 @@ def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     samples = run.samples(step)
     items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
     return split_items(items, step.nodes)
-
-
-def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
-    """Return the items that are trained on, and the held-out ones.
-
-    A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
-    every method so.
-    """
-    end = len(items) - (nodes["method"].get("spare") or 0)
-    cut = end - held_out_size(nodes)
-    return items[:cut] + items[end:], items[cut:end]
-
-
-def held_out_size(nodes: dict[str, Any]) -> int:
-    """How many samples after those of `source.size` are kept from training, for the validation loss."""
-    return int(nodes["trainer"].get("held_out", 0) or 0)
-
-
-# --- evaluate --------------------------------------------------------------------------------------
-
-
-def evaluate(step: Step, run: CellRun) -> StageFolder:
-    """The model answers a benchmark's questions and is scored: per-item records, then the metrics."""
-    benchmark = build(step.nodes["benchmark"])
-    benchmark.files()  # those that are made when missing are there from here on, for the key
-    folder = _open(step, run, {"init": [run.keys[name] for name in step.init]})
-    with folder.lock():
-        if not is_evaluated(folder):
-            run.begin()
-            started = time.perf_counter()
-            requests = benchmark.requests()[: step.nodes.get("limit")]
-            if hasattr(benchmark, "command"):
-                scores = _by_program(benchmark, folder, step, run)
-            elif hasattr(benchmark, "judge"):
-                scores = _judged(benchmark, requests, folder, step, run)
-            else:
-                answers = _answers(requests, folder, step, run)
-                scores = score_answers(benchmark, requests, answers, folder)
-                scores |= _served(step, [reply.request for reply in answers.values()])
-            folder.finish({**scores, **circumstances(started)})
-    return folder
-
-
-def _by_program(benchmark: Any, folder: StageFolder, step: Step, run: CellRun) -> dict[str, Any]:
-    """Have another program ask the model's server and score; one that was killed begins anew."""
-    out = folder.path / benchmark.name
-    shutil.rmtree(out, ignore_errors=True)
-    with answering(step, run) as answerer:
-        words, more = benchmark.command(answerer.vlm.address(), out, step.nodes.get("limit"))
-        run_child(words, {**os.environ, **more}, merged=True)
-    summary, records = benchmark.outcome(out)
-    (folder.path / "records.jsonl").unlink(missing_ok=True)
-    with folder.appending() as append:
-        for record in records:
-            append(record)
-    return summary
-
-
-def is_evaluated(folder: StageFolder) -> bool:
-    """Whether nothing is left to do: replies that a judge or a program never got are asked for again."""
-    manifest = folder.manifest()
-    if manifest is None or manifest.get("judge", {}).get("unjudged"):
-        return False
-    return "tasks" not in manifest or bool(manifest["complete"])
-
-
-def _judged(
-    benchmark: Any, requests: list[Request], folder: StageFolder, step: Step, run: CellRun
-) -> dict[str, Any]:
-    """Answers first, in a folder of their own (whoever judges them, they are given once); then the judge."""
-    from nsft_exp.judging import ask_judge
-
-    place = answers_folder(step, run)
-    with place.lock():
-        place.write_config({"kind": "answer", "name": step.name, "nodes": _unjudged(step)})
-        answers = _answers(requests, place, step, run)
-    texts = {key: reply.text for key, reply in answers.items() if reply.given}
-    judged = ask_judge(benchmark, texts, folder.path / "judge")
-    scores = score_answers(benchmark, requests, answers, folder, judged)
-    return scores | _served(step, [reply.request for reply in answers.values()])
-
-
-def answers_folder(step: Step, run: CellRun) -> StageFolder:
-    """The folder of the answers that a judge is shown; nothing is written."""
-    inputs = {"init": [run.keys[name] for name in step.init]}
-    return run.store.open("answer", step.label, run.store.key("answer", _unjudged(step), inputs))
-
-
-def _unjudged(step: Step) -> dict[str, Any]:
-    return {**step.nodes, "benchmark": {k: v for k, v in step.nodes["benchmark"].items() if k != "judge"}}
-
-
-def _answers(requests: list[Request], folder: StageFolder, step: Step, run: CellRun) -> dict[str, Reply]:
-    done = {row["id"]: row["reply"] for row in folder.records("answers.jsonl")}
-    chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
-    todo = [chunk for chunk in chunks if any(request.id not in done for request in chunk)]
-    if todo:
-        with answering(step, run) as vlm, folder.appending("answers.jsonl") as append:
-            replies = vlm.generate(request for chunk in todo for request in chunk)
-            for key, (reply, *_) in track(replies, "evaluate", sum(map(len, todo))):
-                done[key] = to_json(reply)
-                append({"id": key, "reply": done[key]})
-    return {key: from_json(Reply, row) for key, row in done.items()}
-
-
-# --- shared ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def answering(step: Step, run: CellRun) -> Iterator[Answerer]:
-    """The step's VLM with what the train steps of its `init` trained, or its engine, inside the block.
-
-    Sets the number of threads; all processes that answer end with the block.
-    """
-    if run.threads:
-        import torch
-
-        torch.set_num_threads(run.threads)
-    trained = [run.folders[name].path for name in step.init]
-    answerer = Answerer(step.nodes["vlm"], trained, run.devices, run.threads)
-    try:
-        yield answerer
-    finally:
-        answerer.close()
-
-
-def _served(step: Step, keys: Iterable[str]) -> dict[str, Any]:
-    """What the calls with these keys have cost, for the manifest; empty where no server answered."""
-    keys = [key for key in keys if key]
-    return {"server": build(step.nodes["vlm"]).usage(keys)} if keys else {}
-
-
-def stage_folder(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
-    """The folder of a step, its key noted in the run; nothing is written."""
-    nodes = {group: dict(node) if isinstance(node, dict) else node for group, node in step.nodes.items()}
-    for name in LEFT_OUT[step.kind]:
-        group, leaf = name.split(".")
-        nodes[group].pop(leaf, None)
-    key = run.store.key(step.kind, nodes, inputs, REVISIONS[step.kind])
-    run.keys[step.name] = key
-    return run.store.open(step.kind, step.label, key)
-
-
-def _open(step: Step, run: CellRun, inputs: Any = None) -> StageFolder:
-    """The folder of a step, which says from here on what it was asked to do."""
-    folder = stage_folder(step, run, inputs)
-    folder.write_config({"kind": step.kind, "name": step.name, "nodes": step.nodes})
-    return folder

@@ -1,4 +1,4 @@
-"""The store: keys, append-only records, manifests written last, locks.
+"""The store: a folder a stage, append-only records, manifests written last, locks.
 
 A stage's result is one folder, `runs/<stage>/<readable name>-<key>/`, with `config.yaml` (what was asked),
 `records.jsonl` (one line a record, appended) and `manifest.json` (written last: it says that the stage
@@ -8,12 +8,9 @@ is complete). This is the only module that knows how `runs/` is laid out.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,88 +19,9 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from nsft_exp.fingerprint import Fingerprints
+from nsft_exp.keys import PATHS, digest, is_ignored, leaves
 from nsft_exp.records import UserError
-
-PATHS = (
-    "*.file",
-    "*.folder",
-    "*.root",
-    "*.path",
-    "*.lexicon",
-    "*.synonyms",
-    "*.replies",
-    "*.tokenizer",
-    "*.ocr_file",
-    "vlm.tower",
-)
-"""Config leaves that are places: the content behind them is in the key, the place is not."""
-
-IGNORED = (
-    *PATHS,
-    "source.*image_root",  # every image that is read is in its sample's hash
-    "paths.*",
-    "logger",
-    "logger.*",
-    "study.*",
-    "launch",
-    "vlm.batch_size",
-    "vlm.device",
-    "vlm.python",
-    *(f"vlm.server.{key}" for key in ("base_url", "key_env", "cache", "check_prompts", "concurrency")),
-    *(f"vlm.server.{key}" for key in ("attempts", "backoff", "timeout", "budget*", "prices*")),
-    *(f"benchmark.judge.{key}" for key in ("base_url", "key_env", "concurrency", "attempts", "backoff")),
-    *(f"benchmark.judge.{key}" for key in ("timeout", "budget*", "prices*")),
-    *(f"benchmark.{key}" for key in ("python", "concurrency", "attempts", "backoff", "timeout")),
-    "tasks",  # the benchmark's own stand in its node
-    "pairing.min_yield",  # what is left of the answers is judged, the answers are the same
-    "pairing.max_one_side",
-    "pairing.min_edited",
-    *(f"method.*{key}" for key in ("min_accuracy", "min_spread", "when_collapsed")),  # judged, not changed
-    "method.max_kl",  # where a run stops; those that go on are the same
-    "method.when_kl_explodes",
-    "trainer.accelerator",
-    "trainer.strategy",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.rendezvous",
-    "trainer.threads",
-    "trainer.num_workers",
-    "trainer.micro_batch",
-    "trainer.reference",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.evaluate_every",
-    "trainer.evaluate_limit",
-    "trainer.process",
-)
-"""Config leaves that must not change a result, and so are in no key."""
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every leaf of nested dictionaries and lists."""
-    children = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else None
-    )
-    if children is None or not node:
-        yield prefix, node
-        return
-    for name, child in children:
-        yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
-
-
-def is_ignored(name: str) -> bool:
-    """True for a config leaf that is in no key (see IGNORED)."""
-    return any(fnmatch(name, pattern) for pattern in IGNORED)
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 (hex) of a JSON value, independent of the order of dictionary keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -111,8 +29,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._seen: dict[str, tuple[str, str]] = {}  # place -> (version, hash)
-        self._local = threading.local()
+        self._fingerprints = Fingerprints(self.root / "fingerprints.sqlite")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-{os.getpid()}"
@@ -146,66 +63,7 @@ class Store:
 
     def fingerprint(self, path: str | Path) -> str:
         """Return a content hash of a file, or of a folder's files; remembered by path, size and time."""
-        place = os.path.abspath(path)
-        if os.path.isdir(place):
-            files = sorted(_files_that_count(place))
-            return digest({os.path.relpath(file, place): self._hash(file) for file in files})
-        return self._hash(place)
-
-    def _hash(self, place: str) -> str:
-        """A file's hash: remembered here, else by any process in the store's database, else computed."""
-        stat = os.stat(place)
-        version = f"{stat.st_size}:{stat.st_mtime_ns}"
-        seen = self._seen.get(place)
-        if seen is None or seen[0] != version:
-            seen = self._seen[place] = (version, _hash(self._database(), place, version))
-        return seen[1]
-
-    def _database(self) -> sqlite3.Connection:
-        """What all processes have hashed; one connection for each thread."""
-        if getattr(self._local, "db", None) is None:
-            # Without transactions: hashing a large file must not keep other processes from writing.
-            self._local.db = sqlite3.connect(
-                self.root / "fingerprints.sqlite", timeout=60, isolation_level=None
-            )
-            self._local.db.execute(SEEN)
-        db: sqlite3.Connection = self._local.db
-        return db
-
-
-FOR_PEOPLE = ("README.md", "LICENSE", "LICENSE.txt")
-"""Files of a folder that decide no result: a new word in a model card moves no key."""
-
-SEEN = "create table if not exists seen (place text primary key, version text, hash text)"
-"""The table of fingerprints; a file's version is its size and time."""
-
-
-def _files_that_count(folder: str) -> Iterator[str]:
-    """The files of a folder that are in its hash: neither hidden ones nor images, nor what is for people."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if (
-                not name.startswith(".")
-                and name not in FOR_PEOPLE
-                and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES
-            ):
-                file = os.path.join(parent, name)
-                if os.path.isfile(file):  # not a link to nowhere
-                    yield file
-
-
-def _hash(db: sqlite3.Connection, place: str, version: str) -> str:
-    row = db.execute("select version, hash from seen where place = ?", (place,)).fetchone()
-    if row and row[0] == version:
-        return str(row[1])
-    with open(place, "rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    db.execute("insert or replace into seen values (?, ?, ?)", (place, version, value))
-    return value
-
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
-"""Image folders are not hashed whole: records hash the images that they use."""
+        return self._fingerprints.of(path)
 
 
 class StageFolder:

@@ -10,12 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nsft_exp.cell_run import build
 from nsft_exp.critic.audit import audit, scenes_of
 from nsft_exp.critic.lexicon import Lexicon
+from nsft_exp.items import read_items
+from nsft_exp.keys import digest, is_ignored, leaves
 from nsft_exp.records import UserError
 from nsft_exp.report.cell import Cell, Evaluation
-from nsft_exp.stages import build, read_items
-from nsft_exp.store import StageFolder, Store, digest, is_ignored, leaves, write_atomically
+from nsft_exp.store import StageFolder, Store, write_atomically
 
 
 def study_folder(config: DictConfig) -> Path:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nsft_exp.cell_run import build
 from nsft_exp.config import PACKAGE
 from nsft_exp.records import UserError
-from nsft_exp.stages import build
 from nsft_exp.store import StageFolder, replace_folder
 from nsft_exp.toy.card import write_card
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nsft_exp.cell_run import build
+from nsft_exp.keys import digest
 from nsft_exp.records import Reply, Request, UserError
 from nsft_exp.scoring import metrics_of, scores_of
-from nsft_exp.store import digest
 
 
 @dataclass(frozen=True)

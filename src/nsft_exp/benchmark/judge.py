@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from nsft_exp.benchmark.reading import read_text
+from nsft_exp.keys import digest
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
 from nsft_exp.llm.envelope import read_envelope
 from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import UserError
-from nsft_exp.store import digest
 
 WHERE = "benchmark.judge"
 TEMPLATE_TOKENS = 64

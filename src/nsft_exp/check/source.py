@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nsft_exp.cell_run import build
 from nsft_exp.check.tokens import Lengths, chat_of, measure
 from nsft_exp.output import track
 from nsft_exp.plan import benchmark_members
 from nsft_exp.records import Sample, UserError
 from nsft_exp.source.checking import BadImage, bad_images
 from nsft_exp.source.exclusion import BenchmarkImages
-from nsft_exp.stages import build
 
 
 @dataclass

@@ -67,8 +67,8 @@ def check_vlm(config: dict[str, Any]) -> int:
 
 def examine(node: dict[str, Any]) -> Iterator[Finding]:
     """Yield what is found of a VLM's config node, the cheap looks first."""
+    from nsft_exp.cell_run import build
     from nsft_exp.check import checkpoint, speaking
-    from nsft_exp.stages import build
 
     vlm = build(node)
     with tempfile.TemporaryDirectory() as scratch:

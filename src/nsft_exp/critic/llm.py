@@ -12,13 +12,13 @@ from nsft_exp.critic.codebook import Codebook
 from nsft_exp.critic.dialogue import uncorrected
 from nsft_exp.critic.prompt import VERSION, build_messages, parse_reply, reply_schema
 from nsft_exp.critic.soundness import sound
+from nsft_exp.keys import digest
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
 from nsft_exp.llm.envelope import Envelope, read_envelope
 from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import Correction, Preference, Sample, UserError
-from nsft_exp.store import digest
 
 GUIDED = ("json_schema", "json_object", "none")
 TEMPLATE_TOKENS = 64

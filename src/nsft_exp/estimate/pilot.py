@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from nsft_exp.cell_run import CellRun
+from nsft_exp.cell_run import CellRun, stage_folder
 from nsft_exp.estimate.sweep import Cell
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step
-from nsft_exp.stages import answered_by, stage_folder, surveys
+from nsft_exp.stages import answered_by, surveys
 from nsft_exp.store import StageFolder, Store, write_atomically
 
 FILE = "pilot.json"

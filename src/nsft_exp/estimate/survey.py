@@ -13,25 +13,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nsft_exp.cell_run import CellRun, build
+from nsft_exp.cell_run import CellRun, build, stage_folder
 from nsft_exp.estimate.calls import Askings
-from nsft_exp.items import correction_input, sample_digest
+from nsft_exp.evaluating import answers_folder, is_evaluated
+from nsft_exp.items import correction_input, held_out_size, sample_digest
 from nsft_exp.judging import first_calls
+from nsft_exp.keys import LEFT_OUT, digest
 from nsft_exp.plan import Step
 from nsft_exp.records import Preference, Request, Sample, from_json
-from nsft_exp.stages import (
-    LEFT_OUT,
-    answered_by,
-    answers_folder,
-    criticised,
-    examples_of,
-    held_out_size,
-    is_evaluated,
-    made_from,
-    stage_folder,
-    surveys,
-)
-from nsft_exp.store import StageFolder, Store, digest
+from nsft_exp.stages import answered_by, criticised, examples_of, made_from, surveys
+from nsft_exp.store import StageFolder, Store
 
 LONG = "an answer of more words than a short one has, which says what cannot be known before it is given"
 """Stands for a VLM's answer that is not there yet, where a critic decides by its length."""

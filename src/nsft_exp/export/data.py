@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nsft_exp.cell_run import build
 from nsft_exp.export.card import data_card
 from nsft_exp.export.finding import (
     MARKER,
@@ -34,7 +35,6 @@ from nsft_exp.export.rows import (
 from nsft_exp.items import item_counts
 from nsft_exp.output import circumstances, track
 from nsft_exp.records import UserError
-from nsft_exp.stages import build
 
 FORMATS = ("trl", "llama_factory")
 KINDS = ("auto", "sft", "prompt_completion", "preference")

@@ -11,12 +11,13 @@ from typing import Any
 from hydra.utils import get_object
 
 from nsft_exp import config as configs
-from nsft_exp.items import read_items
+from nsft_exp.cell_run import CellRun, build
+from nsft_exp.items import read_items, split_items
+from nsft_exp.keys import REVISIONS
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
 from nsft_exp.preflight import preflight
 from nsft_exp.records import Example, Item, UserError
-from nsft_exp.stages import REVISIONS, CellRun, build, split_items
 from nsft_exp.store import StageFolder, Store
 
 MARKER = "nsft_export.json"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsft_exp.cell_run import build
 from nsft_exp.export import agreement
 from nsft_exp.export.folder import write_json
 from nsft_exp.export.probe import NUM_PROBES, GreedyAnswer, ProbeSet, difference, probe_of
@@ -23,7 +24,6 @@ from nsft_exp.export.processor import read_processor
 from nsft_exp.export.vllm import interpreter_with_vllm, vllm_answers
 from nsft_exp.images import open_image as open_file
 from nsft_exp.records import Item, UserError
-from nsft_exp.stages import build
 from nsft_exp.vlm.reading import silently
 from nsft_exp.vlm.template import writes_training_ids
 

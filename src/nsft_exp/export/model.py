@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nsft_exp.cell_run import build
 from nsft_exp.export.card import model_card
 from nsft_exp.export.finding import (
     MARKER,
@@ -22,7 +23,6 @@ from nsft_exp.export.finding import (
 from nsft_exp.export.folder import replace, write_json
 from nsft_exp.output import circumstances
 from nsft_exp.records import UserError
-from nsft_exp.stages import build
 
 USAGE = """\
 nsft export-model to=<folder> [python=<interpreter with vLLM>|none] <the words of a finished cell>

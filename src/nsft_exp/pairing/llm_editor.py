@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nsft_exp.keys import digest
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
 from nsft_exp.llm.envelope import clean, read_envelope
 from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import Sample
-from nsft_exp.store import digest
 
 TEMPLATE_TOKENS = 64
 """What a chat template may add to the words of a prompt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nsft_exp.lit import peak_memory
 from nsft_exp.ppo.experience import micro_batched
 from nsft_exp.ppo.models import Models, load_models
 from nsft_exp.ppo.module import PPOTraining
-from nsft_exp.ppo.rollout import Iterations, encode_prompts
+from nsft_exp.ppo.rollout import Iterations, Prompt, encode_prompts
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
 from nsft_exp.store import replace_folder
@@ -54,46 +55,19 @@ def fit_ppo(
     """
     quiet()
     method.fits(recipe, tuning, trainer)
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    _begin(trainer, folder)
     device = device_of(trainer, World())
     models = load_models(vlm, parents, reward, method.copies, recipe, tuning, device, seed)
     for part in models.parts:
         part.loaded.opener = open_image
-    loaded = models.policy.loaded
-    max_length = min(recipe.max_length, loaded.max_length)
-    prompts, dropped = encode_prompts(examples, loaded, max_length)
-    held_out, _ = encode_prompts(validation, loaded, max_length)
-    if not prompts:
-        raise UserError(
-            f"no prompt leaves room for an answer within {max_length} tokens; raise recipe.max_length"
-        )
-    iterations = Iterations(len(prompts), recipe.batch_size * method.steps_per_rollout, recipe.epochs, seed)
-    engine = _engine(method, vlm, parents, recipe)
+    asked = _encode(examples, validation, models, recipe)
+    size = recipe.batch_size * method.steps_per_rollout
+    iterations = Iterations(len(asked.prompts), size, recipe.epochs, seed)
     files, num_steps = RunFiles(folder), iterations.num_steps(recipe.batch_size, method.inner_epochs)
-    module = PPOTraining(
-        models,
-        method,
-        recipe,
-        prompts,
-        held_out,
-        num_steps,
-        seed,
-        max_length,
-        micro_batched(trainer.micro_batch, pixel_cache(loaded), loaded.pad_id, device),
-        record=heard(files.metrics, listen),
-        record_time=heard(files.times, listen, "time/"),
-        record_answer=files.samples.append,
-        record_held_out=files.held_out.append,
-        validate_every=trainer.validate_every,
-        sample_answers=trainer.sample_answers,
-        engine=engine,
-    )
-    precision = precision_of(trainer, loaded)
-    with nullcontext() if engine is None else closing(engine):
+    module = _module(models, method, asked, num_steps, recipe, trainer, seed, device, files, listen)
+    precision = precision_of(trainer, models.policy.loaded)
+    module.engine = _engine(method, vlm, parents, recipe)
+    with nullcontext() if module.engine is None else closing(module.engine):
         run(
             module,
             iterations,
@@ -106,10 +80,76 @@ def fit_ppo(
             progress,
             checkpoint_every=1,
         )
-    models.policy.switch.to(models.policy.adapters)
-    replace_folder(folder / "adapter", partial(save_adapter, models.peft))
-    summary = _summary(models, module, files, dropped)
-    return summary | {"epochs": recipe.epochs, "trained_examples": len(prompts), "precision": precision}
+    _save(models, folder)
+    summary = _summary(models, module, files, asked.dropped)
+    return summary | {"epochs": recipe.epochs, "trained_examples": len(asked.prompts), "precision": precision}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The prompts to train on and the held-out ones, that leave room for an answer within `max_length`."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    dropped: dict[str, int]
+    max_length: int
+
+
+def _begin(trainer: TrainerOptions, folder: Path) -> None:
+    """Set the threads, make the folder and count the peak memory from here."""
+    if trainer.threads:
+        torch.set_num_threads(trainer.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _encode(
+    examples: Sequence[Example], validation: Sequence[Example], models: Models, recipe: Recipe
+) -> _Asked:
+    """The prompts of both sets. Raises UserError where none to train on leaves room for an answer."""
+    loaded = models.policy.loaded
+    max_length = min(recipe.max_length, loaded.max_length)
+    prompts, dropped = encode_prompts(examples, loaded, max_length)
+    held_out, _ = encode_prompts(validation, loaded, max_length)
+    if not prompts:
+        raise UserError(
+            f"no prompt leaves room for an answer within {max_length} tokens; raise recipe.max_length"
+        )
+    return _Asked(prompts, held_out, dropped, max_length)
+
+
+def _module(
+    models: Models,
+    method: Any,
+    asked: _Asked,
+    num_steps: int,
+    recipe: Recipe,
+    trainer: TrainerOptions,
+    seed: int,
+    device: torch.device,
+    files: RunFiles,
+    listen: Listener | None,
+) -> PPOTraining:
+    """The module that answers and learns; its rows go to the files and to who listens."""
+    loaded = models.policy.loaded
+    return PPOTraining(
+        models,
+        method,
+        recipe,
+        asked.prompts,
+        asked.held_out,
+        num_steps,
+        seed,
+        asked.max_length,
+        micro_batched(trainer.micro_batch, pixel_cache(loaded), loaded.pad_id, device),
+        record=heard(files.metrics, listen),
+        record_time=heard(files.times, listen, "time/"),
+        record_answer=files.samples.append,
+        record_held_out=files.held_out.append,
+        validate_every=trainer.validate_every,
+        sample_answers=trainer.sample_answers,
+    )
 
 
 def _engine(method: Any, vlm: Any, parents: Sequence[Path], recipe: Recipe) -> VllmEngine | None:
@@ -117,6 +157,12 @@ def _engine(method: Any, vlm: Any, parents: Sequence[Path], recipe: Recipe) -> V
     if method.rollouts == "hf":
         return None
     return VllmEngine(vlm, parents, lora_rank=recipe.lora_rank, memory=method.rollouts_memory)
+
+
+def _save(models: Models, folder: Path) -> None:
+    """Write the policy's adapter."""
+    models.policy.switch.to(models.policy.adapters)
+    replace_folder(folder / "adapter", partial(save_adapter, models.peft))
 
 
 def _summary(models: Models, module: PPOTraining, files: RunFiles, dropped: dict[str, int]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class PPOTraining(L.LightningModule):
 
     `options` are the method's. `record(row)` takes each iteration's metrics, `record_time(row)` its times and
     `record_answer(row)` the held-out answers that are looked at (`sample_answers` each time). The held-out
-    prompts are answered before the first step, every `validate_every` steps and at the end. The `engine`
-    answers where the policy's own model does not.
+    prompts are answered before the first step, every `validate_every` steps and at the end. An `engine`
+    answers in place of the policy's own model.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class PPOTraining(L.LightningModule):
         record_held_out: Callable[[Row], None],
         validate_every: int = 0,
         sample_answers: int = 0,
-        engine: VllmEngine | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -73,7 +72,7 @@ class PPOTraining(L.LightningModule):
         self.record, self.record_time, self.record_answer = record, record_time, record_answer
         self.record_held_out = record_held_out
         self.validate_every, self.sample_answers = validate_every, sample_answers
-        self.engine = engine
+        self.engine: VllmEngine | None = None
 
     # --- what Lightning asks for -------------------------------------------------------------------
 

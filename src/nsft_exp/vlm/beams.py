@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from nsft_exp.records import Request, UserError
 
 if TYPE_CHECKING:
-    from nsft_exp.vlm.generation import Row
     from nsft_exp.vlm.loaded import LoadedHF
+    from nsft_exp.vlm.row import Row
 
 
 def refuse_beams(request: Request) -> None:

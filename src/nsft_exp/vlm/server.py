@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from nsft_exp.images import open_image
 from nsft_exp.interfaces import Address
+from nsft_exp.keys import digest
 from nsft_exp.llm.asking import Call
 from nsft_exp.llm.budget import Budget, Spent
 from nsft_exp.llm.client import Client
 from nsft_exp.llm.envelope import Envelope, read_envelope
 from nsft_exp.llm.ledger import Ledger
 from nsft_exp.records import NO_ANSWER, Reply, Request, UserError
-from nsft_exp.store import digest
 
 if TYPE_CHECKING:
     from nsft_exp.interfaces import LoadedVLM
@@ -166,7 +166,7 @@ class ServerEngine:
         return tuple(told["choices"][0].get("token_ids") or ())
 
     def _check_prompt(self, request: Request, ids: list[int] | None) -> None:
-        from nsft_exp.vlm.generation import rows_of
+        from nsft_exp.vlm.row import rows_of
 
         if ids is None:
             raise UserError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsft_exp.images import open_image
 from nsft_exp.records import Reply, Request, UserError
-from nsft_exp.vlm.generation import Row, candidate_ids, refuse, reply_of, rows_of
+from nsft_exp.vlm.row import Row, candidate_ids, refuse, reply_of, rows_of
 from nsft_exp.vlm.vllm_process import VllmProcess, one_image_token, save_picture
 
 if TYPE_CHECKING:

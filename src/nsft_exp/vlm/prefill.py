@@ -1,0 +1,136 @@
+"""The running batch: prompts run through the model, shared parts once, and what follows token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from nsft_exp.vlm.family import Features
+from nsft_exp.vlm.row import Row
+
+if TYPE_CHECKING:
+    from nsft_exp.vlm.loaded import LoadedHF
+
+
+@dataclass
+class State:
+    """The running batch: its cache, which places are real, each row's next position and next logits.
+
+    `mask` is [B, T], `position` [axes, B, 1], `logits` [B, V].
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    position: Tensor
+    logits: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows of the batch only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position, self.logits = self.mask[rows], self.position[:, rows], self.logits[rows]
+
+
+def prefill(loaded: LoadedHF, rows: list[Row]) -> State:
+    """Run the prompts; `logits` are those of the first answer token.
+
+    A request's prompt is run once for all of its answers. Where rows ask about the same images, the prompt up
+    to the image (the same for all) is run once an image.
+    """
+    asked = [id(row.request) for row in rows]
+    different = list(dict.fromkeys(asked))
+    if len(different) < len(rows):
+        state = prefill(loaded, [rows[asked.index(key)] for key in different])
+        state.keep(torch.tensor([different.index(key) for key in asked], device=loaded.device))
+        return state
+    positions = [positions_of(loaded, row) for row in rows]
+    features, place = image_features(loaded, rows)
+    if features is None or 2 * len(features) > len(rows):
+        prompts = [row.prompt for row in rows]
+        return _run_prompts(loaded, prompts, positions, features[place] if features else None)
+    ends = [_image_end(loaded, row) for row in rows]
+    first = [place.tolist().index(number) for number in range(len(features))]
+    opening = _run_prompts(
+        loaded,
+        [rows[n].prompt[: ends[n]] for n in first],
+        [positions[n][:, : ends[n]] for n in first],
+        features,
+    )
+    opening.keep(place.to(loaded.device))
+    rest = [row.prompt[end:] for row, end in zip(rows, ends, strict=True)]
+    places = [found[:, end:] for found, end in zip(positions, ends, strict=True)]
+    return _run_prompts(loaded, rest, places, None, opening)
+
+
+def positions_of(loaded: LoadedHF, row: Row) -> Tensor:
+    """The position ids [axes, T] of a row's prompt."""
+    ids = torch.tensor([row.prompt])
+    return loaded.positions(ids, [row.layout.grid if row.layout else None])[:, 0]
+
+
+def _image_end(loaded: LoadedHF, row: Row) -> int:
+    """The place after the prompt's image tokens."""
+    assert row.layout is not None
+    return row.prompt.index(loaded.chat.image_token_id) + row.layout.tokens
+
+
+def image_features(loaded: LoadedHF, rows: list[Row]) -> tuple[Features | None, Tensor]:
+    """The features of the rows' distinct images, and which of them each row has; None without images."""
+    images = [(row.request.image, row.request.view) for row in rows]
+    distinct = [(image, view) for image, view in dict.fromkeys(images) if image is not None]
+    if not distinct:
+        return None, torch.empty(0)
+    place = {image: number for number, image in enumerate(distinct)}
+    features = loaded.features(loaded.pictures(distinct))
+    return features, torch.tensor([place[(str(image), view)] for image, view in images])
+
+
+def _run_prompts(
+    loaded: LoadedHF,
+    prompts: list[tuple[int, ...]],
+    positions: list[Tensor],
+    features: Features | None,
+    before: State | None = None,
+) -> State:
+    """Run prompts with their positions [axes, T], padded on the left, after what `before` has run."""
+    ids, mask, position = pad_prompts(loaded, prompts, positions)
+    mask = torch.cat([before.mask, mask], dim=1) if before else mask
+    cache = before.cache if before else DynamicCache()
+    out = loaded.run(ids, features, position, attention_mask=mask, past_key_values=cache, use_cache=True)
+    logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes
+    return State(cache, mask, following.expand(len(position), -1)[..., None], logits)
+
+
+def pad_prompts(
+    loaded: LoadedHF, prompts: list[tuple[int, ...]], positions: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts padded on the left: ids [B, T], the mask of what is real [B, T], positions [axes, B, T]."""
+    device, longest = loaded.device, max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[loaded.pad_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
+    position = torch.stack([pad_left(p, longest) for p in positions], dim=1)
+    return ids.to(device), mask, position.to(device)
+
+
+def pad_left(positions: Tensor, length: int) -> Tensor:
+    """Return positions [axes, T] with zeros before them, [axes, length]."""
+    return torch.nn.functional.pad(positions, (length - positions.shape[1], 0))
+
+
+def advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:
+    """Run one more token [B, 1] of every row through the model."""
+    state.mask = torch.cat([state.mask, torch.ones_like(tokens)], dim=1)
+    out = loaded.run(
+        tokens,
+        positions=state.position,
+        attention_mask=state.mask,
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    state.logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    state.position = state.position + 1
