@@ -50,7 +50,13 @@ def test_its_world_is_the_one_that_the_code_draws() -> None:
 
 def test_by_its_card_it_sees_well_and_is_tempted() -> None:
     card = card_scores(BASE)
-    assert min(card[f"vqa/detailed/{kind}"] for kind in ("color", "size", "total", "naming")) > 90
+    assert (
+        min(
+            card[f"vqa/detailed/{kind}"]
+            for kind in ("color", "size", "position", "relation", "count", "total", "naming", "scene")
+        )
+        > 90
+    )
     assert card["pope/adversarial_accuracy"] < card["pope/random_accuracy"] - 10
     assert card["chair/recall"] > 90
 
