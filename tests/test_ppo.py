@@ -481,7 +481,7 @@ def test_a_cell_trains_a_reward_model_then_the_policy_and_evaluates_it(
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_makes_the_rollouts_with_the_newest_adapter(nsft: Run, tmp_path: Path, vllm_python: str) -> None:
-    words = (*WORDS, "vlm=toy", "recipe.learning_rate=1e-2", f"vlm.python={vllm_python}")
+    words = (*WORDS, "vlm=toy", "recipe.learning_rate=1e-2", "recipe.epochs=2", f"vlm.python={vllm_python}")
     assert (
         nsft(*words, "trainer.accelerator=cpu", "method.rollouts=vllm", "reward.method.min_accuracy=0") == 0
     )
