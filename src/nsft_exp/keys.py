@@ -47,6 +47,7 @@ IGNORED = (
     "method.when_kl_explodes",
     "trainer.accelerator",
     "trainer.strategy",
+    "trainer.zero_stage",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.rendezvous",
