@@ -45,6 +45,7 @@ IGNORED = (
     *(f"method.*{key}" for key in ("min_accuracy", "min_spread", "when_collapsed")),  # judged, not changed
     "method.max_kl",  # where a run stops; those that go on are the same
     "method.when_kl_explodes",
+    "method.rollouts_memory",
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.zero_stage",

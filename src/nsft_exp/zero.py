@@ -3,7 +3,7 @@
 
 DeepSpeed is given the trained weights, not the training: what passes are made, and what their losses are
 divided by, `TokenTraining` says as for any strategy. Gradients are reduced after every backward pass, so all
-ranks make as many. Checkpoints are whole, as those of the other strategies: any of them goes on from one.
+ranks make as many. Checkpoints are whole, as those of the other strategies.
 """
 
 from __future__ import annotations
