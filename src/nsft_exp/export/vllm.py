@@ -12,7 +12,7 @@ from typing import Any
 
 from nsft_exp.export.probe import MAX_NEW_TOKENS, GreedyAnswer
 from nsft_exp.records import UserError
-from nsft_exp.vlm.vllm_process import VllmProcess, one_image_token, save_picture
+from nsft_exp.vlm.vllm_process import VllmProcess, VllmSettings, one_image_token, save_picture
 
 MAX_LENGTH = 8192
 """Tokens that vLLM makes room for, where the prompts need no more and the model takes as many."""
@@ -43,19 +43,18 @@ def vllm_answers(
     where vLLM fails.
     """
     longest = max(MAX_LENGTH, *(len(ids) + MAX_NEW_TOKENS for ids in prompts))
-    settings = {
-        "model": str(folder.resolve()),
-        "dtype": str(config.dtype).removeprefix("torch."),
-        "max_length": min(longest, config.text_config.max_position_embeddings),
-        "batch_size": 8,
-        "stops": [],  # the folder's own
-    }
+    settings = VllmSettings(
+        model=str(folder.resolve()),
+        dtype=str(config.dtype).removeprefix("torch."),
+        max_length=min(longest, config.text_config.max_position_embeddings),
+        batch_size=8,
+    )
     with tempfile.TemporaryDirectory(prefix="nsft-vllm-") as place:
         pairs = enumerate(zip(prompts, pictures, strict=True))
         asked = [_prompt(ids, picture, Path(place, f"{n}.png"), config) for n, (ids, picture) in pairs]
         try:
             with closing(VllmProcess(python, Path(place), settings, str(folder))) as process:
-                rows = process.ask(asked)
+                rows = process.answers(asked)
         except UserError as error:
             raise UserError(f"{error}; python=none leaves it out") from error
     answers = [row["samples"][0] for row in rows]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nsft_exp.images import open_image
 from nsft_exp.records import Reply, Request, UserError
 from nsft_exp.vlm.row import Row, candidate_ids, refuse, reply_of, rows_of
-from nsft_exp.vlm.vllm_process import VllmProcess, one_image_token, save_picture
+from nsft_exp.vlm.vllm_process import VllmProcess, VllmSettings, one_image_token, save_picture
 
 if TYPE_CHECKING:
     from nsft_exp.vlm.hf import HFModel
@@ -69,7 +69,7 @@ class VllmEngine:
             process = self._start()
             rows = [self._rows(request) for request in some]
             prompts = [self._prompt(those) for those in rows]
-            answers = process.ask({"prompts": prompts, "adapter": self._adapter})
+            answers = process.answers(prompts, self._adapter)
             for those, answer in zip(rows, answers, strict=True):
                 yield those[0].request.id, self._replies(those, answer)
 
@@ -98,15 +98,15 @@ class VllmEngine:
             folder = place / "model"
             folder.mkdir()
             self.loaded = written(self.model, self.adapters, folder)
-            settings = {
-                "model": str(folder),
-                "dtype": self.model.dtype,
-                "max_length": self.loaded.max_length,
-                "batch_size": self.model.batch_size,
-                "stops": sorted(self.loaded.stops),
-                "lora_rank": next((rank for rank in LORA_RANKS if rank >= self.lora_rank), self.lora_rank),
-                "memory": self.memory,
-            }
+            settings = VllmSettings(
+                model=str(folder),
+                dtype=self.model.dtype,
+                max_length=self.loaded.max_length,
+                batch_size=self.model.batch_size,
+                stops=tuple(sorted(self.loaded.stops)),
+                lora_rank=next((rank for rank in LORA_RANKS if rank >= self.lora_rank), self.lora_rank),
+                memory=self.memory,
+            )
             self._process = VllmProcess(self.python, place, settings, "vlm.engine=vllm")
         return self._process
 

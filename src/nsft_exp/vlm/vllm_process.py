@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,24 @@ SHUTDOWN = 30
 """Seconds that vLLM gets to end by itself."""
 
 
+@dataclass(frozen=True)
+class VllmSettings:
+    """The model's folder and how vLLM runs it.
+
+    `max_length` is the tokens of the longest prompt with its answer, `batch_size` the requests at once,
+    `stops` the token ids that end an answer besides the folder's own, `lora_rank` the largest rank of an
+    adapter to come (0: none comes), `memory` the share of the GPU's memory to use (None: vLLM's default).
+    """
+
+    model: str
+    dtype: str
+    max_length: int
+    batch_size: int
+    stops: tuple[int, ...] = ()
+    lora_rank: int = 0
+    memory: float | None = None
+
+
 class VllmProcess:
     """vLLM with the model of `settings` (vllm_child.py), run by `python` in the folder `place`.
 
@@ -26,7 +45,7 @@ class VllmProcess:
     process that it started.
     """
 
-    def __init__(self, python: str, place: Path, settings: dict[str, Any], where: str) -> None:
+    def __init__(self, python: str, place: Path, settings: VllmSettings, where: str) -> None:
         self.where = where
         # as text, not as a file: Python would look for modules in the file's own folder first
         script = Path(__file__).with_name("vllm_child.py").read_text("utf-8")
@@ -43,12 +62,16 @@ class VllmProcess:
         self._reader = threading.Thread(target=self._listen, args=(self.process.stderr,), daemon=True)
         self._reader.start()
         try:
-            self.ask(settings)
+            self._ask(asdict(settings))
         except BaseException:
             self.close()
             raise
 
-    def ask(self, message: Any) -> Any:
+    def answers(self, prompts: Sequence[dict[str, Any]], adapter: list[Any] | None = None) -> list[Any]:
+        """vLLM's rows for prompts, with an adapter (number, folder) or without."""
+        return self._ask({"prompts": prompts, "adapter": adapter})
+
+    def _ask(self, message: Any) -> Any:
         """Write a line to the process and return its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
