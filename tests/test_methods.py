@@ -170,6 +170,15 @@ def test_spare_samples_come_after_the_held_out_ones_which_every_method_shares() 
     assert split_items(items[:6], {**nodes, "method": {}})[1] == held_out
 
 
+def test_more_held_out_samples_than_a_whole_source_has_are_refused() -> None:
+    from nsft_exp.items import split_items
+
+    nodes: dict[str, Any] = {"method": {}, "trainer": {"held_out": 3}}
+    assert len(split_items([item(str(n)) for n in range(4)], nodes)[0]) == 1
+    with pytest.raises(UserError, match=r"trainer\.held_out=3: the source has 3 samples"):
+        split_items([item(str(n)) for n in range(3)], nodes)
+
+
 @pytest.mark.parametrize(("size", "drawn"), [(4, 9), (None, None)])
 def test_the_source_draws_the_spare_samples_too(size: int | None, drawn: int | None) -> None:
     config = {"source": {"size": size}, "trainer": {"held_out": 2}, "method": {"spare": 3}, "seed": 0}

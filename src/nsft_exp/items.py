@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nsft_exp.keys import digest
-from nsft_exp.records import Correction, Example, Item, Preference, Sample, from_json, to_json
+from nsft_exp.records import Correction, Example, Item, Preference, Sample, UserError, from_json, to_json
 from nsft_exp.store import StageFolder, Store
 
 
@@ -83,10 +83,15 @@ def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], l
     """Return the items that are trained on, and the held-out ones.
 
     A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
-    every method so.
+    every method so. Raises UserError where a whole source (`source.size=null`) leaves none to train on.
     """
     end = len(items) - (nodes["method"].get("spare") or 0)
     cut = end - held_out_size(nodes)
+    if cut < 1:
+        raise UserError(
+            f"trainer.held_out={held_out_size(nodes)}: the source has {end} samples, "
+            "and none is left to train on; lower it"
+        )
     return items[:cut] + items[end:], items[cut:end]
 
 
