@@ -21,12 +21,12 @@ from nsft_exp.cell_run import build  # noqa: E402
 from nsft_exp.export.data import write_data  # noqa: E402
 from nsft_exp.export.merge import MergedModel  # noqa: E402
 from nsft_exp.export.rows import Row, completion_rows, conversation_rows, preference_rows  # noqa: E402
-from nsft_exp.lit import term_weights  # noqa: E402
 from nsft_exp.method.dpo import DPO  # noqa: E402
 from nsft_exp.method.nsft import NSFT  # noqa: E402
 from nsft_exp.method.sft import SFT  # noqa: E402
 from nsft_exp.records import Item  # noqa: E402
 from nsft_exp.reference import token_scores  # noqa: E402
+from nsft_exp.sums import term_weights  # noqa: E402
 from nsft_exp.vlm.loaded import LoadedHF  # noqa: E402
 from tiny_training import make_items  # noqa: E402
 

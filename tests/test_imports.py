@@ -14,6 +14,7 @@ PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "keys", "store", "statistics")
 MODEL = ("batching", "conversation", "images", "view")
 TRAINING = ("recipe", "reference", "sharding", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
+STEP = ("sums", "optimizer", "resources")
 ALLOWED = {
     "records": (),
     "interfaces": ("records", "losses"),
@@ -40,16 +41,20 @@ ALLOWED = {
     "child": (),
     "checkpoint": (*VOCABULARY, "child", "world"),
     "progress": VOCABULARY,
-    "lit": (*TRAINING, "zero"),
+    "sums": VOCABULARY + MODEL,
+    "optimizer": ("recipe", "sharding"),
+    "resources": ("records",),
+    "running": ("recipe", "world", "checkpoint", "child", "progress"),
+    "lit": (*TRAINING, *STEP, "zero"),
     "job": TRAINING,
     "looking": (*TRAINING, "checkpoint", "job"),
     "training": (
-        *(*TRAINING, "checkpoint", "child", "progress", "job", "lit", "looking"),
-        *("strategies", "zero"),
+        *(*TRAINING, "checkpoint", "job", "lit", "looking"),
+        *("resources", "running", "strategies", "zero"),
     ),
-    "ppo": (*TRAINING, "checkpoint", "job", "lit", "training"),
-    "toy.tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
-    "toy.two_tower": (*TRAINING, "checkpoint", "progress", "training", "toy"),
+    "ppo": (*TRAINING, *STEP, "checkpoint", "job", "running", "training"),
+    "toy.tower": (*TRAINING, "checkpoint", "progress", "running", "toy"),
+    "toy.two_tower": (*TRAINING, "checkpoint", "progress", "running", "toy"),
     "toy_scorer": ("store", "toy"),
     "report": (*VOCABULARY, *MODEL),
     "wandb_log": (*VOCABULARY, "report"),

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from nsft_exp import losses
-from nsft_exp.lit import telling_out_of_memory
 from nsft_exp.losses import TokenScores
 from nsft_exp.method.dpo import DPO
 from nsft_exp.method.nsft import NSFT
@@ -23,6 +22,7 @@ from nsft_exp.method.sft import SFT, opening
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Decoding, Item, Request, UserError
 from nsft_exp.reference import reference_mode
+from nsft_exp.resources import telling_out_of_memory
 from nsft_exp.training import fit
 from nsft_exp.vlm.scratch import ScratchLlava
 from nsft_exp.vlm.stacked import is_stacked

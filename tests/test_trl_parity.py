@@ -15,11 +15,11 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 trl = pytest.importorskip("trl", reason="TRL is a test extra")
 
 from nsft_exp.batching import Batch, collate, encode_examples  # noqa: E402
-from nsft_exp.lit import term_weights  # noqa: E402
 from nsft_exp.method.dpo import DPO  # noqa: E402
 from nsft_exp.method.sft import SFT  # noqa: E402
 from nsft_exp.records import Item  # noqa: E402
 from nsft_exp.reference import token_scores  # noqa: E402
+from nsft_exp.sums import term_weights  # noqa: E402
 from nsft_exp.vlm.loaded import LoadedHF  # noqa: E402
 from nsft_exp.vlm.scratch import ScratchLlava  # noqa: E402
 

@@ -15,11 +15,11 @@ from nsft_exp.cell_run import build
 from nsft_exp.config import compose_config, resolved
 from nsft_exp.conversation import PROMPT, VICUNA_V1
 from nsft_exp.images import image_size
-from nsft_exp.lit import term_weights
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Conversation, Decoding, Example, Item, Request, Turn, UserError
 from nsft_exp.reference import row_features, token_scores
 from nsft_exp.store import replace_folder
+from nsft_exp.sums import term_weights
 from nsft_exp.vlm.hf import HFModel
 from nsft_exp.vlm.llava_next import AnyRes, LlavaNext, LlavaNextFamily
 from nsft_exp.vlm.loaded import LoadedHF

@@ -7,12 +7,10 @@ depend on the cut. Lightning's global step is the optimizer step.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,17 +22,17 @@ from nsft_exp import losses
 from nsft_exp.batching import Batch
 from nsft_exp.interfaces import Method
 from nsft_exp.losses import TokenScores
+from nsft_exp.optimizer import adamw, step_on, step_seed
 from nsft_exp.recipe import Recipe
-from nsft_exp.records import UserError
 from nsft_exp.reference import Live, Reference, evaluating, row_features
-from nsft_exp.sharding import clip_gradients, is_shardable, is_used_always, part_of, whole
+from nsft_exp.resources import telling_out_of_memory, times
+from nsft_exp.sharding import is_used_always, part_of, whole
+from nsft_exp.sums import Totals, add, contents, means, term_weights
 from nsft_exp.value_head import ScalarHead
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.world import World
 from nsft_exp.zero import ZeroStages
 
-Totals = dict[str, list[Any]]
-"""Name -> [sum, weight]."""
 ALONE = World()
 
 
@@ -132,7 +130,7 @@ class TokenTraining(L.LightningModule):
                 "grad_norm": float(norm),
                 "lr": self.recipe.rate(step - 1, self.num_steps),
             }
-            held = self.world.summed(counts(batches))
+            held = self.world.summed(contents(batches))
             tokens = held.pop("tokens")
             self.record(row | held)
             self.record_time(times(step, tokens, time.perf_counter() - started, self.device))
@@ -262,119 +260,3 @@ class TokenTraining(L.LightningModule):
         for place, number in enumerate(batch.numbers):
             row = {name: value[place] for name, value in values.items() if math.isfinite(value[place])}
             self.record_held_out({"step": step, "example": int(number), **row})
-
-
-def adamw(recipe: Recipe, named: Iterable[tuple[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW on those of the parameters that are trained, with the recipe's weight decay on matrices only.
-
-    What may be in parts is in groups of its own: one step cannot be made on parts and whole weights together.
-    """
-    trained = [(is_shardable(name), p) for name, p in named if p.requires_grad]
-    groups = [
-        {
-            "params": [p for own, p in trained if own == shardable and (p.dim() >= 2) == matrix],
-            "weight_decay": recipe.weight_decay if matrix else 0.0,
-        }
-        for shardable in (True, False)
-        for matrix in (True, False)
-    ]
-    betas = (recipe.betas[0], recipe.betas[1])
-    return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
-
-
-def step_on(optimizer: Any, recipe: Recipe, rate: float) -> Tensor:
-    """Clip the gradients, step at this rate and forget them. Returns the gradient's norm before clipping."""
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = clip_gradients(trained, recipe.clip_norm or float("inf"))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
-
-
-def term_weights(method: Method, batches: list[Batch]) -> dict[str, float]:
-    """Return each loss term's weight over a global batch, from roles and weights alone."""
-    weights: dict[str, float] = defaultdict(float)
-    for batch in batches:
-        zeros = torch.zeros_like(batch.weight)
-        blank = TokenScores(zeros, batch.weight, batch.role, batch.example, kl=zeros, value=zeros)
-        for name, (_, weight) in method.loss(blank, blank).items():
-            weights[name] += float(weight)
-    return weights
-
-
-def add(
-    totals: Totals,
-    terms: dict[str, tuple[Any, Any]],
-    policy: TokenScores,
-    reference: TokenScores | None,
-) -> None:
-    """Add a micro-batch's terms (as `loss/<name>`) and diagnostics to the sums."""
-    for name, (total, weight) in _named(terms, policy, reference):
-        totals[name][0] += float(total)
-        totals[name][1] += float(weight)
-
-
-def _named(
-    terms: dict[str, tuple[Any, Any]], policy: TokenScores, reference: TokenScores | None
-) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    with torch.no_grad():
-        for name, term in terms.items():
-            yield f"loss/{name}", term
-        yield from losses.diagnostics(policy, reference)
-
-
-def means(totals: Totals) -> dict[str, float]:
-    """Return sum / weight of everything, and `loss`, the sum of the loss terms."""
-    values = {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
-    return {"loss": sum(v for name, v in values.items() if name.startswith("loss/")), **values}
-
-
-def counts(batches: list[Batch]) -> dict[str, int]:
-    """What a global batch holds: examples, conversations, supervised tokens, tokens without padding."""
-    return {
-        "examples": sum(len(b.numbers) for b in batches),
-        "conversations": sum(len(b.ids) for b in batches),
-        "supervised_tokens": sum(int(b.where.sum()) for b in batches),
-        "tokens": sum(b.tokens for b in batches),
-    }
-
-
-def times(step: int, tokens: int, seconds: float, device: torch.device) -> dict[str, float]:
-    """How long a step took, tokens (padding left out) a second, and the peak memory so far."""
-    return {
-        "step": step,
-        "seconds": round(seconds, 6),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "peak_memory_bytes": peak_memory(device),
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated on a GPU, or resident in this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """The seed of a step's dropout: its own, so that a resumed run draws the same; another on each rank."""
-    name = f"step {seed} {step}" + (f" rank {rank}" if rank else "")
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-
-
-@contextmanager
-def telling_out_of_memory(examples: int) -> Iterator[None]:
-    """Tell running out of GPU memory inside the block as a UserError that names the word to change."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory with {examples} examples at once; lower trainer.micro_batch "
-            "(the result stays the same)"
-        ) from error

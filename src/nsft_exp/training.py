@@ -6,31 +6,26 @@ killed: the same metrics file and the same weights, byte for byte on the same ma
 
 from __future__ import annotations
 
-import logging
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.strategies import Strategy
 from peft import PeftModel
 
 from nsft_exp.batching import GlobalBatches
-from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints, Rows, RunFiles, StopSignals
-from nsft_exp.child import pass_on
+from nsft_exp.checkpoint import Rows, RunFiles
 from nsft_exp.interfaces import VLM, Method, Watched
 from nsft_exp.job import Job, make_reference, make_trainable, prepare
-from nsft_exp.lit import TokenTraining, peak_memory
+from nsft_exp.lit import TokenTraining
 from nsft_exp.looking import look, watch
-from nsft_exp.progress import StepBar
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
+from nsft_exp.resources import peak_memory
+from nsft_exp.running import quiet, run
 from nsft_exp.sharding import make_whole, shard_layers
 from nsft_exp.store import replace_folder
 from nsft_exp.strategies import SummedGradients
@@ -107,13 +102,6 @@ def fit(
         module.value_head.save(folder)
     _save(job, peft, folder)
     return _summary(job, module, reference, files)
-
-
-def quiet() -> None:
-    """Keep Lightning from talking about what is meant as it is."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -210,75 +198,6 @@ def _strategy(job: Job) -> str | Strategy:
         return SummedGradients()
     decoder = job.loaded.model.model.language_model
     return ZeroStages(job.recipe.clip_norm, decoder.layers if job.sharded else None)
-
-
-def run(
-    module: L.LightningModule,
-    loader: Any,
-    files: RunFiles,
-    num_steps: int,
-    options: TrainerOptions,
-    device: torch.device,
-    precision: str,
-    world: World,
-    progress: bool,
-    checkpoint_every: int | None = None,
-    strategy: str | Strategy = "auto",
-) -> None:
-    """Train from the checkpoint, if there is one, to the last of `num_steps` optimizer steps.
-
-    It is written every `checkpoint_every` steps (None: as the options say).
-    """
-    done = files.resume_step()
-    if world.first:
-        files.cut_after(done or -1)  # nothing of a run that was killed before its first checkpoint
-    if done == num_steps:
-        module.load_state_dict(files.read_checkpoint()["state_dict"], strict=False)
-        return
-    every = checkpoint_every or options.checkpoint_every
-    callbacks: list[Any] = [Checkpoints(files.checkpoint, every, num_steps)]
-    stop = StopSignals(files.checkpoint, world)
-    callbacks.append(stop)
-    if progress and world.first:
-        callbacks.append(StepBar(num_steps))
-    trainer = L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=options.devices if world.size > 1 else 1,
-        num_nodes=options.num_nodes if world.size > 1 else 1,
-        strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        deterministic="warn" if device.type == "cuda" else True,
-        default_root_dir=files.folder,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=callbacks,
-    )
-    checkpoint = files.checkpoint if done else None
-    try:
-        with _interruptible(trainer):
-            trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
-    except KeyboardInterrupt:
-        pass_on(stop.heard)
-        raise
-
-
-@contextmanager
-def _interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Let Ctrl-C be KeyboardInterrupt: Lightning would exit the process and ignore further signals."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from error
 
 
 # --- afterwards ------------------------------------------------------------------------------------

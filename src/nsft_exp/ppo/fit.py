@@ -14,15 +14,16 @@ import torch
 from nsft_exp.checkpoint import RunFiles
 from nsft_exp.interfaces import VLM
 from nsft_exp.job import device_of, pixel_cache, precision_of
-from nsft_exp.lit import peak_memory
 from nsft_exp.ppo.experience import micro_batched
 from nsft_exp.ppo.models import Models, load_models
 from nsft_exp.ppo.module import PPOTraining
 from nsft_exp.ppo.rollout import Iterations, Prompt, encode_prompts
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
+from nsft_exp.resources import peak_memory
+from nsft_exp.running import quiet, run
 from nsft_exp.store import replace_folder
-from nsft_exp.training import Listener, heard, quiet, run, save_adapter
+from nsft_exp.training import Listener, heard, save_adapter
 from nsft_exp.vlm.vllm_engine import VllmEngine
 from nsft_exp.world import World
 

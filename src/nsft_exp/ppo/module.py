@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nsft_exp.batching import Batch
 from nsft_exp.interfaces import LoadedVLM
-from nsft_exp.lit import Totals, adamw, means, step_on, step_seed, telling_out_of_memory, times
+from nsft_exp.optimizer import adamw, step_on, step_seed
 from nsft_exp.ppo import advantage as maths
 from nsft_exp.ppo.experience import Batches, Experience, before, collect, described
 from nsft_exp.ppo.models import Models
@@ -27,6 +27,8 @@ from nsft_exp.ppo.rollout import Answer, Prompt, ask
 from nsft_exp.recipe import Recipe
 from nsft_exp.records import Decoding, UserError
 from nsft_exp.reference import evaluating
+from nsft_exp.resources import telling_out_of_memory, times
+from nsft_exp.sums import Totals, means
 from nsft_exp.training import save_adapter
 from nsft_exp.vlm.vllm_engine import VllmEngine
 

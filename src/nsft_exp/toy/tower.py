@@ -24,10 +24,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints
 from nsft_exp.images import Preprocessing
 from nsft_exp.progress import StepBar
+from nsft_exp.running import quiet
 from nsft_exp.store import replace_folder
 from nsft_exp.toy.draw import SIZE, draw_scene
 from nsft_exp.toy.world import COLUMNS, FAINT, Scene, Sign, Thing, View, lexicon
-from nsft_exp.training import quiet
 from nsft_exp.vlm.reading import silently
 
 ASPECTS = ("what", "color", "view", "glyph")
