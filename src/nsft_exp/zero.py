@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -174,6 +175,8 @@ def imported(device: torch.device) -> Any:
     """Import DeepSpeed for this kind of device. Raises UserError where it is not installed."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls torch's functions by names that torch gives up: of no use to whoever trains.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
     try:
         import deepspeed
     except ImportError as error:
