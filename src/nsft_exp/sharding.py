@@ -66,6 +66,8 @@ def whole(tensor: Tensor, keep: bool = True) -> Tensor:
 def _gathered(parameter: Tensor) -> Tensor:
     import deepspeed
 
+    if parameter.ds_persist:  # type: ignore[attr-defined]  # it is whole, and would be cut at the block's end
+        return parameter.detach().clone()
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
 

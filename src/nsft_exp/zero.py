@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from nsft_exp.records import UserError
-from nsft_exp.sharding import is_zero_part, make_whole
+from nsft_exp.sharding import make_whole
 from nsft_exp.strategies import SummedGradients
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of a weight, besides the step."""
+
+BUCKET = 500_000_000
+"""Most gradients that are sent at once: DeepSpeed's own number, for which it makes a buffer of 2 GB."""
 
 
 class ZeroStages(SummedGradients):
@@ -149,6 +152,7 @@ def start(given: Given, optimizer: torch.optim.Optimizer, clip_norm: float, devi
             "trainer.zero_stage=3: a layer in parts has weights of one type; take trainer.zero_stage=2, "
             "tuning=full or vlm.dtype=float32"
         )
+    sizes = [p.numel() for p in given.parameters() if p.requires_grad]
     options = {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # a step is made when it is asked for
@@ -156,18 +160,19 @@ def start(given: Given, optimizer: torch.optim.Optimizer, clip_norm: float, devi
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,
+            "reduce_bucket_size": min(BUCKET, sum(sizes)),
             "stage3_param_persistence_threshold": 0,
         },
         "steps_per_print": 2**62,
     }
-    with no_rate(optimizer):  # stage 3 makes the moments by a step
+    with no_rate(optimizer):  # it may make steps
         engine, *_ = deepspeed.initialize(model=given, optimizer=optimizer, config=options)
     if stage == 3:
         keep_whole(engine, list(given.rest))
+        parts = engine.optimizer.fp32_partitioned_groups_flat
     else:
-        make_moments(optimizer)
-    for values in optimizer.state.values():
-        values["step"].zero_()
+        parts = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.state.update({part: no_moments(part) for part in parts})
     return engine
 
 
@@ -184,18 +189,11 @@ def imported(device: torch.device) -> Any:
     return deepspeed
 
 
-def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Make the moments of all groups, which else come with the first step, one group after the other.
-
-    DeepSpeed's stage 2 notes whose they are after the first group's.
+def no_moments(part: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before the first step: a checkpoint's is put into it, and DeepSpeed's stage 2 notes whose
+    each part of it is.
     """
-    parts = [p for group in optimizer.param_groups for p in group["params"]]
-    with no_rate(optimizer):
-        for part in parts:
-            part.grad = torch.zeros_like(part)
-        optimizer.step()
-    for part in parts:
-        part.grad = None
+    return {"step": torch.zeros((), device=part.device)} | {name: torch.zeros_like(part) for name in MOMENTS}
 
 
 def keep_whole(engine: Any, parameters: list[Any]) -> None:
@@ -227,7 +225,7 @@ def set_part(parameter: Any, name: str, whole: Tensor) -> None:
     """Put this rank's part of a whole moment in its place."""
     from deepspeed.utils import safe_get_local_optimizer_state, safe_set_full_optimizer_state
 
-    if not is_zero_part(parameter):
+    if not hasattr(parameter, "ds_id"):  # stage 2
         safe_set_full_optimizer_state(parameter, whole, name)
         return
     part = safe_get_local_optimizer_state(parameter, name)
