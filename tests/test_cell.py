@@ -104,13 +104,13 @@ written = 0
 def kill():
     os.kill(os.getpid(), 9)
 if stage == "train":
-    import nsft_exp.training as training
-    original = training.Checkpoints.on_train_batch_end
+    import nsft_exp.checkpoint as checkpoint
+    original = checkpoint.Checkpoints.on_train_batch_end
     def after(self, trainer, *a):
         original(self, trainer, *a)
         if trainer.global_step == rows:
             kill()
-    training.Checkpoints.on_train_batch_end = after
+    checkpoint.Checkpoints.on_train_batch_end = after
 else:
     original = store.Appender.__call__
     def counting(self, row):
