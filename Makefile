@@ -85,13 +85,10 @@ test: $(VENV)/test ## All tests but the slow ones
 test-all: $(VENV)/test ## All tests, the slow ones too (several processes, a killed rank, vLLM where there is one)
 	@$(PYTEST) $(ARGS)
 
-# It has no wheel, and its build looks at the torch that is there. What it compiles it compiles at its first use: for
-# training on a CPU (its messages between processes) that is done here.
+# It has no wheel, and its build looks at the torch that is there; what it compiles it compiles when it is used.
 deepspeed: $(VENV)/test ## DeepSpeed into the environment, for trainer=deepspeed
 	@$(INSTALL) setuptools wheel ninja
 	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation deepspeed
-	@$(VENV)/bin/python -c "import torch; print(torch.cuda.is_available() and 'cuda' or 'cpu')" | grep -q cuda || \
-	  DS_ACCELERATOR=cpu $(VENV)/bin/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
 
 lmms-env: $(LMMS)/ready ## lmms-eval in .venv-lmms, for benchmark=lmms_eval
 

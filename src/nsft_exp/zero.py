@@ -186,6 +186,8 @@ def imported(device: torch.device) -> Any:
         import deepspeed
     except ImportError as error:
         raise UserError(f"trainer=deepspeed: DeepSpeed cannot be imported ({error})") from error
+    # Its messages between CPU processes would be compiled at first use; torch's own do, and need no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
