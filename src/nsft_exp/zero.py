@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nsft_exp.records import UserError
-from nsft_exp.sharding import make_whole
+from nsft_exp.sharding import is_zero_part, make_whole
 from nsft_exp.strategies import SummedGradients
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -227,7 +227,7 @@ def set_part(parameter: Any, name: str, whole: Tensor) -> None:
     """Put this rank's part of a whole moment in its place."""
     from deepspeed.utils import safe_get_local_optimizer_state, safe_set_full_optimizer_state
 
-    if not hasattr(parameter, "ds_id"):  # stage 2
+    if not is_zero_part(parameter):  # stage 2
         safe_set_full_optimizer_state(parameter, whole, name)
         return
     part = safe_get_local_optimizer_state(parameter, name)
