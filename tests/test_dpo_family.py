@@ -140,8 +140,7 @@ def test_with_likelihoods_a_preference_for_a_place_cancels_out() -> None:
         )  # likes the place 1, and the good answer
         return Reply("1", candidate_logps=(first, 0.0))
 
-    critic = SelfCritic(form="lexicon", lexicon=str(TOY / "lexicon.yaml"), verdict="likelihood")
-    pairs = list(critic.pairs(SAMPLES, Answering(answer)))
+    pairs = list(SelfCritic(verdict="likelihood").pairs(SAMPLES, Answering(answer)))
     assert {(p.status, p.chosen, p.rejected) for p in pairs} == {("ok", "good.", "bad.")}
     assert {p.details["odds"] for p in pairs} == {-1.0}  # 2.5 for the sampled one, 3.5 for the greedy one
     assert {tuple(p.details["verdicts"]) for p in pairs} == {("1", "1")}
@@ -152,6 +151,46 @@ def test_an_engine_without_likelihoods_is_told_apart() -> None:
         UserError, match=r"verdict=likelihood: .*take vlm\.engine=hf or pairing\.verdict=text"
     ):
         list(SelfCritic(verdict="likelihood").pairs(SAMPLES, judging(lambda r: "[1]")))
+
+
+def denying(*words: str) -> Answering:
+    """Names a cup and a lamp greedily, a cup and a red book sampled; denies questions with these words."""
+
+    def answer(request: Request) -> Reply:
+        if not request.candidates:
+            return Reply("A cup. A red book." if request.decoding.temperature else "A cup. A lamp.")
+        no = any(word in request.turns[0].text for word in words)
+        return Reply("No" if no else "Yes", candidate_logps=(-2.0, -1.0) if no else (-1.0, -2.0))
+
+    return Answering(answer)
+
+
+@pytest.mark.parametrize("lexicon", [None, str(TOY / "lexicon.yaml")])
+@pytest.mark.parametrize(
+    ("denied", "status", "better", "counts"),
+    [(["lamp"], "ok", "sampled", (1, 0)), (["red book"], "ok", "greedy", (0, 1)), ([], "tie", None, (0, 0))],
+)
+def test_claim_by_claim_the_answer_with_fewer_denied_claims_is_chosen(
+    lexicon: str | None, denied: list[str], status: str, better: str | None, counts: tuple[int, int]
+) -> None:
+    vlm = denying("cup", *denied)  # what both claim is not asked
+    (pair,) = SelfCritic(form="claims", lexicon=lexicon).pairs(SAMPLES[:1], vlm)
+    assert (pair.status, pair.details.get("chosen")) == (status, better)
+    assert pair.details["denied"] == dict(zip(("greedy", "sampled"), counts, strict=True))
+    asked = [request.turns[0].text for request in vlm.asked if request.candidates]
+    assert ["lamp" in asked[0], "red book" in asked[1], len(asked)] == [True, True, 2]
+
+
+def test_answers_with_the_same_claims_are_a_tie_without_a_question() -> None:
+    vlm = Answering(lambda r: "A lamp. A cup." if r.decoding.temperature else "A cup. A lamp.")
+    assert [p.status for p in SelfCritic(form="claims").pairs(SAMPLES, vlm)] == ["tie"] * 4
+    assert not any("judge" in request.id for request in vlm.asked)
+
+
+def test_claims_need_an_engine_that_tells_likelihoods() -> None:
+    vlm = Answering(lambda r: "A cup." if r.decoding.temperature else "A lamp.")
+    with pytest.raises(UserError, match=r"no likelihoods of Yes and No; take vlm\.engine=hf"):
+        list(SelfCritic(form="claims").pairs(SAMPLES, vlm))
 
 
 def judged(number: int, verdicts: tuple[str, ...], status: str = "ok") -> list[Preference]:
@@ -184,7 +223,6 @@ def test_a_cell_with_few_surviving_pairs_stops_with_their_number() -> None:
     ("changes", "message"),
     [
         ({"form": "free"}, "pairing.form=free"),
-        ({"form": "lexicon"}, "pairing.lexicon"),
         ({"verdict": "guess"}, "pairing.verdict=guess"),
         ({"orders": 3}, "pairing.orders=3"),
         ({"temperature": 0.0}, "pairing.temperature=0"),

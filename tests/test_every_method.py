@@ -158,7 +158,7 @@ QUICK = (*DEBUG, *POPE_ONLY, "limit=1")
 SHORT = ("pairing.max_new_tokens=8",)
 WORDS: dict[str, tuple[str, ...]] = {
     "cont_sft": (),
-    "sima": (*SHORT, "pairing.verdict=likelihood", "pairing.max_one_side=1"),
+    "sima": (*SHORT, "pairing.form=criteria", "pairing.verdict=likelihood", "pairing.max_one_side=1"),
     "csr": (
         "pairing=sentence_tree_yes",
         "rounds=1",

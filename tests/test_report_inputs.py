@@ -80,6 +80,19 @@ def test_seeds_and_the_examples_of_a_prompt_are_averaged_first(tmp_path: Path) -
     assert (found.examples, found.change) == (2, 4.0)  # a: (1 + 3 + 2) / 3, b: 6
 
 
+def test_each_round_has_a_row_of_its_own(tmp_path: Path) -> None:
+    first = cell(tmp_path, rows=[*held_out(0, a=0.0, b=0.0), *held_out(2, a=5.0, b=5.0)], label="first")
+    last = cell(tmp_path, rows=[*held_out(0, a=1.0, b=1.0), *held_out(2, a=2.0, b=2.0)], label="spin")
+    assert first.train_folder
+    results = results_of(replace(last, earlier_trainings={"1": first.train_folder}))
+    assert moved.to_lines(results) == [
+        "spin, round 1: margin of the chosen over the rejected answer +5.00 [+5.00, +5.00] ▲",
+        "spin, round 2: margin of the chosen over the rejected answer +1.00 [+1.00, +1.00] ▲",
+    ]
+    scored = results_of(replace(last, earlier_trainings={"reward": first.train_folder}))
+    assert [m.training for m in moved.make_moved(scored)] == ["reward", ""]
+
+
 def test_every_quantity_has_a_row_in_the_tables_order(tmp_path: Path) -> None:
     """So a trainer of another kind joins in by its rows."""
     rows = [{"step": s, "example": f"p{n}", "kl": 0.1 * s, "reward": s + n} for s in (0, 1) for n in range(3)]

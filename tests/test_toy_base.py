@@ -10,6 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from conftest import SMALL
+from nsft_exp.cell_run import build
+from nsft_exp.config import compose_config, resolved
+from nsft_exp.critic.contradiction import contradictions
+from nsft_exp.critic.lexicon import Lexicon
+from nsft_exp.critic.reading import Reader
+from nsft_exp.critic.truth import truth_of
+from nsft_exp.records import Sample
 from nsft_exp.toy.card import card_scores, read_card
 from nsft_exp.toy.files import version
 from nsft_exp.toy.world import Scene, make_scene, missing
@@ -59,6 +67,25 @@ def test_by_its_card_it_sees_well_and_is_tempted() -> None:
     )
     assert card["pope/adversarial_accuracy"] < card["pope/random_accuracy"] - 10
     assert card["chair/recall"] > 90
+
+
+def test_asked_claim_by_claim_it_knows_the_better_of_two_answers(toy_data: Path) -> None:
+    words = ["method=sima", "vlm=toy", "source.size=60", f"paths.data={toy_data}", *SMALL]
+    config = resolved(compose_config(words))
+    samples = {sample.id: sample for sample in build(config["source"]).samples()}
+    vlm = HFModel(str(BASE), device="cpu").load()
+    pairs = [p for p in build(config["pairing"]).pairs(samples.values(), vlm) if p.status == "ok"]
+    lexicon = Lexicon(config["pairing"]["lexicon"])
+    reader = Reader(lexicon)
+
+    def errors(sample: Sample, answer: str) -> int:
+        truth = truth_of(reader.read(sample.question, sample.answer), lexicon, closed_world=True)
+        return len(contradictions(truth, reader.read(sample.question, answer).claims))
+
+    better = [errors(samples[p.id], p.rejected) - errors(samples[p.id], p.chosen) for p in pairs]
+    told = [difference for difference in better if difference]
+    assert len(told) >= 5
+    assert sum(difference > 0 for difference in told) >= 0.8 * len(told)
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from nsft_exp.records import Decoding, Reply, Request, Turn, UserError
 from nsft_exp.store import replace_folder
+from nsft_exp.vlm.cache import growing_cache
 from nsft_exp.vlm.hf import HFModel
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.sampling import top_p_filtered
@@ -107,6 +109,26 @@ def test_a_greedy_answer_and_candidate_scores_equal_hugging_faces(
             logits = loaded.model(input_ids=torch.cat([prompt, answer], 1), pixel_values=pixels).logits
         logps = logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1).gather(1, answer[0][:, None])
         assert score == pytest.approx(float(logps.sum()), abs=1e-3)
+
+
+def test_the_cache_holds_what_transformers_holds_and_a_token_moves_nothing() -> None:
+    torch.manual_seed(0)
+    ours, theirs = growing_cache(), DynamicCache()
+    batch = 3
+    for new in (5, 1, 1, 70, 1):  # 70: more than there is room for
+        moved = [torch.tensor([1, 0, 1]), torch.tensor([2])] if new == 70 else []
+        for rows in moved:
+            ours.batch_select_indices(rows)
+            theirs.batch_select_indices(rows)
+            batch = len(rows)
+        for layer in range(2):
+            keys, values = torch.randn(2, batch, 2, new, 4)
+            place = ours.layers[layer].keys.data_ptr() if len(ours.layers) > layer else 0
+            found, expected = (cache.update(keys, values, layer) for cache in (ours, theirs))
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])
+            assert new > 1 or place == found[0].data_ptr()
+    assert ours.get_seq_length() == theirs.get_seq_length() == 78
 
 
 def test_the_image_is_seen(loaded: LoadedHF, images: list[str]) -> None:

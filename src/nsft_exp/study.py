@@ -187,6 +187,9 @@ def make_cell(outcome: dict[str, Any]) -> Cell:
         config=config,
         samples=lambda: build(source).samples(),
         train_folder=_path(folders, "train"),
+        earlier_trainings={
+            name.partition(":")[2]: Path(path) for name, path in folders.items() if name.startswith("train:")
+        },
         respond_folder=_path(folders, "respond"),
         critique_folder=_path(folders, "critique"),
         evaluations=tuple(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Literal
-
-import yaml
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from nsft_exp.records import Decoding, Reply, Request, Sample, Turn, UserError
 
@@ -33,60 +31,58 @@ Write [1] or [2] for the better answer, or [tie] where neither is better. Better
 
 
 class Comparison:
-    """One way to ask for a comparison.
+    """A judge that is shown the image, the question, the ground truth and both answers (CRITERIA).
 
-    `form` is `criteria` (CRITERIA, answered by a number in brackets) or `lexicon` (the question of the toy
-    base's own comparisons, `compare` in the file `lexicon`, answered by 1 or 2). `verdict=text` reads the
-    greedy answer; `likelihood` takes the likelier of the two verdicts, so that there always is one, and its
-    log-odds.
+    It is asked in both orders, the sampled answer first and then second (`orders=1`: first alone, as SIMA's
+    public code has it always), and both must name the same answer. `verdict=text` reads the greedy reply;
+    `likelihood` adds the log-odds of both orders instead, so that a preference for a place cancels out.
     """
 
-    def __init__(self, form: str, lexicon: str | None, verdict: str) -> None:
-        if form not in ("criteria", "lexicon"):
-            raise UserError(f"pairing.form={form}: there is no such choice; take criteria or lexicon")
+    def __init__(self, verdict: str = "text", orders: int = 2) -> None:
         if verdict not in ("text", "likelihood"):
             raise UserError(f"pairing.verdict={verdict}: there is no such choice; take text or likelihood")
-        if form == "lexicon" and lexicon is None:
-            raise UserError(
-                "pairing.form=lexicon: there is no file; give pairing.lexicon=<file with `compare`>"
-            )
-        self.form, self.lexicon = form, lexicon
+        if orders not in (1, 2):
+            raise UserError(f"pairing.orders={orders}: take 2 (both) or 1 (the sampled answer first)")
         self.by_likelihood = verdict == "likelihood"
-        self._template = CRITERIA if form == "criteria" else None
+        self.orders = orders
 
-    @property
-    def template(self) -> str:
-        """The text with the slots question, reference, first and second."""
-        if self._template is None:
-            words = yaml.safe_load(Path(str(self.lexicon)).read_text("utf-8"))
-            if not isinstance(words.get("compare"), dict) or "question" not in words["compare"]:
-                raise UserError(f"{self.lexicon}: has no compare.question; take pairing.form=criteria")
-            self._template = str(words["compare"]["question"])
-        return self._template
-
-    def request(self, sample: Sample, name: str, first: str, second: str) -> Request:
-        """Return the request that shows the image, the question, the ground truth and both answers.
+    def requests(self, sample: Sample, greedy: str, sampled: str) -> list[Request]:
+        """Return a request for every order.
 
         Earlier exchanges of the conversation are not shown: SIMA's questions have none.
         """
+        both = [(sampled, greedy), (greedy, sampled)][: self.orders]
+        return [self._request(sample, f"{sample.id}|judge{n}", *texts) for n, texts in enumerate(both)]
+
+    def _request(self, sample: Sample, name: str, first: str, second: str) -> Request:
         slots = {"question": sample.question, "reference": sample.answer.strip()}
-        text = self.template.format(first=first.strip(), second=second.strip(), **slots)
-        verdicts = ("[1]", "[2]") if self.form == "criteria" else ("1", "2")
+        text = CRITERIA.format(first=first.strip(), second=second.strip(), **slots)
         return Request(
             name,
             sample.image,
             (Turn("prompt", text),),
             decoding=Decoding(max_new_tokens=1 if self.by_likelihood else 16),
-            candidates=verdicts if self.by_likelihood else (),
+            candidates=("[1]", "[2]") if self.by_likelihood else (),
         )
+
+    def decide(self, greedy: str, sampled: str, replies: Sequence[Reply]) -> tuple[str, dict[str, Any]]:
+        """Return `greedy`, `sampled` or why there is no pair, and the `verdicts` by place.
+
+        With `verdict=likelihood` beside them the `odds` that the sampled answer is better, in nats.
+        """
+        said = [self.verdict(reply) for reply in replies]
+        if not self.by_likelihood:
+            return agreed([winner(verdict, order) for order, verdict in enumerate(said)]), {"verdicts": said}
+        odds = sum((1 if order == 0 else -1) * self.odds(reply) for order, reply in enumerate(replies))
+        found = "tie" if odds == 0 else "sampled" if odds > 0 else "greedy"
+        return found, {"verdicts": said, "odds": round(odds, 4)}
 
     def verdict(self, reply: Reply) -> Literal["1", "2", "tie", ""]:
         """Return the answer that a reply names (its place), `tie`, or nothing where it names none."""
         if self.by_likelihood:
             odds = self.odds(reply)
             return "tie" if odds == 0 else "1" if odds > 0 else "2"
-        pattern = r"\[\s*(1|2|tie)\s*\]" if self.form == "criteria" else r"\b(1|2)\b"
-        found = set(re.findall(pattern, reply.text.lower()))
+        found = set(re.findall(r"\[\s*(1|2|tie)\s*\]", reply.text.lower()))
         if found == {"1"}:
             return "1"
         if found == {"2"}:
@@ -112,3 +108,11 @@ def winner(verdict: str, order: int) -> str:
     if verdict in ("1", "2"):
         return "sampled" if (verdict == "1") == (order == 0) else "greedy"
     return verdict or "unparseable"
+
+
+def agreed(won: Sequence[str]) -> str:
+    """Return what the orders name (`greedy` or `sampled`), or why there is no pair."""
+    for reason in ("unparseable", "tie"):
+        if reason in won:
+            return reason
+    return won[0] if len(set(won)) == 1 else "disagree"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
 from nsft_exp.images import Preprocessing, open_image
 from nsft_exp.interfaces import LoadedVLM
-from nsft_exp.records import Decoding, Request, Sample, Turn, UserError
+from nsft_exp.pairing.claims import Claims, odds, yes_or_no
+from nsft_exp.records import Request, Sample, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,9 +87,6 @@ class Clip:
         return self._loaded
 
 
-ASK = 'Does this image show the following? "{text}" Answer yes or no.'
-
-
 class Yes:
     """The VLM's own log p(Yes) - log p(No) when asked whether the image shows the text (VQAScore, Lin et al.
     2024).
@@ -101,35 +96,15 @@ class Yes:
     """
 
     def __init__(self, lexicon: str | None = None) -> None:
-        self.lexicon = lexicon
-        self._words: dict[str, Any] = {}
+        self.claims = Claims(lexicon)
 
     def scores(self, texts: Sequence[tuple[Sample, str]], vlm: LoadedVLM) -> list[float]:
-        """Return log-odds in nats."""
+        """Return log-odds in nats. Raises UserError for an engine that tells no likelihoods."""
         requests: dict[tuple[str, str], Request] = {}
-        asked = [[(sample.id, q) for q in self._questions(text)] for sample, text in texts]
+        asked = [[(sample.id, q) for q in self.claims.questions(text)] for sample, text in texts]
         for (sample, _), keys in zip(texts, asked, strict=True):
             for key in keys:
                 name = f"{sample.id}|score{len(requests)}"
-                requests.setdefault(key, _yes_or_no(name, sample, key[1]))
-        odds = {}
-        for name, (reply, *_) in vlm.generate(requests.values()):
-            assert reply.candidate_logps is not None
-            odds[name] = reply.candidate_logps[0] - reply.candidate_logps[1]
-        return [sum(odds[requests[key].id] for key in keys) / max(1, len(keys)) for keys in asked]
-
-    def _questions(self, text: str) -> list[str]:
-        if self.lexicon is None:
-            return [ASK.format(text=text)]
-        if not self._words:
-            self._words = yaml.safe_load(Path(self.lexicon).read_text("utf-8"))
-        words = self._words
-        sizes, colors, nouns = ("|".join(words[name]) for name in ("sizes", "colors", "categories"))
-        things = re.findall(rf"\b[Aa]n? (?:(?:{sizes}) )?((?:(?:{colors}) )?(?:{nouns}))\b", text)
-        wording = words["questions"]["existence"]["test"][0] + words["short"]
-        return [wording.format(a=("an " if thing[0] in "aeiou" else "a ") + thing) for thing in things]
-
-
-def _yes_or_no(name: str, sample: Sample, text: str) -> Request:
-    decoding = Decoding(max_new_tokens=1)
-    return Request(name, sample.image, (Turn("prompt", text),), decoding=decoding, candidates=("Yes", "No"))
+                requests.setdefault(key, yes_or_no(name, sample, key[1]))
+        found = {name: odds(reply) for name, (reply, *_) in vlm.generate(requests.values())}
+        return [sum(found[requests[key].id] for key in keys) / max(1, len(keys)) for keys in asked]

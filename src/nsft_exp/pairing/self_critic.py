@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from nsft_exp.interfaces import LoadedVLM
-from nsft_exp.pairing.comparison import Comparison, winner
+from nsft_exp.pairing.claims import ClaimByClaim
+from nsft_exp.pairing.comparison import Comparison
 from nsft_exp.pairing.gt import calls, question
 from nsft_exp.pairing.view import answered_twice, preference
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
@@ -20,13 +21,21 @@ MIN_VERDICTS = 20
 """Fewer say nothing about which side a critic prefers."""
 
 
+class Judge(Protocol):
+    """What says which of two answers is better, by asking the VLM."""
+
+    def requests(self, sample: Sample, greedy: str, sampled: str) -> list[Request]:
+        """Return what is asked, with ids of the sample's own."""
+
+    def decide(self, greedy: str, sampled: str, replies: Sequence[Reply]) -> tuple[str, dict[str, Any]]:
+        """Return `greedy`, `sampled` or why neither, and what is kept with the pair."""
+
+
 class SelfCritic:
     """Chosen and rejected are the VLM's greedy and its sampled answer, in the order that it prefers itself.
 
-    The VLM is shown the image, the question, the ground truth and both answers (`form`, see Comparison) and
-    judges them in both orders (`orders=1`: the sampled answer first, as SIMA's public code has it always). A
-    pair is kept where both orders name the same answer. With `verdict=likelihood` the two orders' log-odds
-    are added instead, so that a preference for a place cancels out: a weak critic's signal is left.
+    `form` says how it is asked: by SIMA's `criteria`, which compare the two answers in both orders (`verdict`
+    and `orders`, see Comparison), or by the answers' `claims`, one at a time (`lexicon`, see ClaimByClaim).
 
     `check` stops a cell with a share of pairs below `min_yield`, and one whose verdicts name the same side
     (first or second, whatever stands there) in more than `max_one_side` of the cases.
@@ -49,25 +58,24 @@ class SelfCritic:
     ) -> None:
         if temperature <= 0:
             raise UserError(f"pairing.temperature={temperature}: a sampled answer needs one above 0")
-        if orders not in (1, 2):
-            raise UserError(f"pairing.orders={orders}: take 2 (both) or 1 (the sampled answer first)")
+        if form not in ("criteria", "claims"):
+            raise UserError(f"pairing.form={form}: there is no such choice; take criteria or claims")
         for name, value in (("min_yield", min_yield), ("max_one_side", max_one_side)):
             if not 0 <= value <= 1:
                 raise UserError(f"pairing.{name}={value}: take a share from 0 to 1")
         self.greedy = Decoding(max_new_tokens, seed=seed)
         self.sampled = Decoding(max_new_tokens, temperature, top_p, seed=seed)
-        self.comparison = Comparison(form, lexicon, verdict)
-        self.orders = orders
+        comparison = Comparison(verdict, orders)
+        self.judge: Judge = comparison if form == "criteria" else ClaimByClaim(lexicon)
         self.min_yield = min_yield
         self.max_one_side = max_one_side
 
     def pairs(self, samples: Iterable[Sample], vlm: LoadedVLM | None) -> Iterator[Preference]:
         """Yield one Preference for every sample, chunk by chunk.
 
-        Status `ok`; `equal`: both answers are the same text; `empty`: one is no text; `disagree`: the two
-        orders name different answers; `tie`: a verdict names both or neither; `unparseable`: a verdict is
-        none. The details hold the `verdicts` by place (`1`, `2`, `tie` or empty), with `verdict=likelihood`
-        the `odds` that the sampled answer is better (nats), and where the pair is kept which answer is
+        Status `ok`; `equal`: both answers are the same text; `empty`: one is no text; `tie`: neither is
+        better; by criteria also `disagree`: the two orders name different answers, and `unparseable`: a
+        verdict is none. The details hold what the judge tells, and where the pair is kept which answer is
         `chosen` (`greedy` or `sampled`).
         """
         if vlm is None:
@@ -90,30 +98,23 @@ class SelfCritic:
     def _judged(
         self, vlm: LoadedVLM, samples: dict[str, Sample], answers: dict[str, tuple[Reply, Reply]]
     ) -> Iterator[Preference]:
-        replies: dict[str, dict[int, Reply]] = {name: {} for name in answers}
-        asked: dict[str, tuple[str, int]] = {}
-        requests = []
-        for name, (greedy, sampled) in answers.items():
-            for order in range(self.orders):
-                texts = (sampled.text, greedy.text) if order == 0 else (greedy.text, sampled.text)
-                requests.append(self.comparison.request(samples[name], f"{name}|judge{order}", *texts))
-                asked[requests[-1].id] = (name, order)
-        for key, (reply, *_) in vlm.generate(requests):
-            name, order = asked[key]
-            replies[name][order] = reply
-            if len(replies[name]) == self.orders:
-                yield self._decided(name, *answers[name], [replies[name][n] for n in range(self.orders)])
+        asked = {
+            name: self.judge.requests(samples[name], *(reply.text for reply in both))
+            for name, both in answers.items()
+        }
+        owner = {request.id: name for name, requests in asked.items() for request in requests}
+        replies: dict[str, Reply] = {}
+        left = {name: len(requests) for name, requests in asked.items()}
+        yield from (self._decided(name, *answers[name], []) for name in answers if not left[name])
+        for key, (reply, *_) in vlm.generate([r for requests in asked.values() for r in requests]):
+            replies[key] = reply
+            left[owner[key]] -= 1
+            if not left[name := owner[key]]:
+                yield self._decided(name, *answers[name], [replies.pop(r.id) for r in asked[name]])
 
     def _decided(self, name: str, greedy: Reply, sampled: Reply, replies: Sequence[Reply]) -> Preference:
-        """Return the Preference that follows from what was said in one or both orders."""
-        said = [self.comparison.verdict(reply) for reply in replies]
-        details: dict[str, Any] = {"verdicts": said}
-        if self.comparison.by_likelihood:
-            odds = sum((1 if n == 0 else -1) * self.comparison.odds(reply) for n, reply in enumerate(replies))
-            details["odds"] = round(odds, 4)
-            found = "tie" if odds == 0 else "sampled" if odds > 0 else "greedy"
-        else:
-            found = agreed([winner(verdict, order) for order, verdict in enumerate(said)])
+        """Return the Preference that follows from what the judge was told."""
+        found, details = self.judge.decide(greedy.text, sampled.text, replies)
         pair = preference(name, sampled, greedy) if found == "sampled" else preference(name, greedy, sampled)
         kept = found in ("greedy", "sampled")
         details |= pair.details | ({"chosen": found} if kept else {}) | calls(greedy, sampled, *replies)
@@ -137,11 +138,3 @@ class SelfCritic:
                 f" fewer than pairing.min_yield={self.min_yield:g} of them; sample at a higher "
                 "pairing.temperature, or take another vlm or pairing.form"
             )
-
-
-def agreed(won: Sequence[str]) -> str:
-    """Return what the orders name (`greedy` or `sampled`), or why there is no pair."""
-    for reason in ("unparseable", "tie"):
-        if reason in won:
-            return reason
-    return won[0] if len(set(won)) == 1 else "disagree"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,9 @@ class Cell:
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved config, for W&B."""
     train_folder: Path | None = None
-    """Has metrics.jsonl (and times.jsonl)."""
+    """The last training's; has metrics.jsonl (and times.jsonl)."""
+    earlier_trainings: Mapping[str, Path] = field(default_factory=dict)
+    """Those before it by name, in their order: a round's number, `reward`, or both."""
     respond_folder: Path | None = None
     """Has records.jsonl of `Preference`."""
     critique_folder: Path | None = None

@@ -1,4 +1,4 @@
-"""What each method moved on held-out prompts: before and after its training, with an interval.
+"""What each method moved on held-out prompts: before and after each training, with an interval.
 
 A training with `trainer.held_out` and `trainer.validate_every` writes `held_out.jsonl`, rows {"step",
 "example", <quantity>: value ...}, before its first step (step 0) and at each validation. A trainer of its own
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from nsft_exp.report import wording
-from nsft_exp.report.cell import Cell, read_jsonl
+from nsft_exp.report.cell import read_jsonl
 from nsft_exp.report.results import Arm, Results
 from nsft_exp.report.table import Grid, markdown
 from nsft_exp.statistics.interval import Interval, multiplicities, percentile_interval
@@ -36,9 +37,11 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Moved:
-    """One quantity of one arm; `interval` is of the change."""
+    """One quantity of one training of an arm; `interval` is of the change."""
 
     arm: Arm
+    training: str
+    """Which of several: a round's number (`reward` for a reward model); empty where there is one."""
     quantity: str
     examples: int
     before: float
@@ -58,24 +61,31 @@ class Moved:
 
 
 def make_moved(results: Results) -> list[Moved]:
-    """Return every quantity of every arm that has held-out rows, in the table's order."""
-    return [moved for arm in results.arms for moved in _of_arm(arm)]
+    """Return every quantity of every training of every arm that has held-out rows, in the table's order."""
+    return [moved for arm in results.arms for name in _trainings(arm) for moved in _of_training(arm, name)]
 
 
-def _of_arm(arm: Arm) -> list[Moved]:
-    """The arm's quantities. Each prompt's values are averaged over the seeds first."""
+def _trainings(arm: Arm) -> list[str]:
+    """The arm's trainings in their order; the last one's name is its round's, nothing if it has no others."""
+    earlier = list(dict.fromkeys(name for cell in arm.cells for name in cell.earlier_trainings))
+    rounds = [name for name in earlier if name.isdigit()]
+    return [*earlier, str(len(rounds) + 1) if rounds else ""]
+
+
+def _of_training(arm: Arm, name: str) -> list[Moved]:
+    """A training's quantities. Each prompt's values are averaged over the seeds first."""
     values: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for cell in arm.cells:
-        for quantity, prompt, pair in ends(cell):
+        for quantity, prompt, pair in ends(cell.earlier_trainings.get(name, cell.train_folder)):
             values[quantity][prompt].append(pair)
     order = sorted(values, key=lambda q: (list(TITLES).index(q) if q in TITLES else len(TITLES), q))
-    return [_moved(arm, q, np.array([np.mean(v, axis=0) for v in values[q].values()])) for q in order]
+    return [_moved(arm, name, q, np.array([np.mean(v, axis=0) for v in values[q].values()])) for q in order]
 
 
-def ends(cell: Cell) -> list[tuple[str, str, tuple[float, float]]]:
-    """Return (quantity, prompt, (before, after)) of a cell's last training, an example each."""
+def ends(training: Path | None) -> list[tuple[str, str, tuple[float, float]]]:
+    """Return (quantity, prompt, (before, after)) of a training's folder, an example each."""
     steps: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
-    for row in read_jsonl(cell.train_folder / "held_out.jsonl") if cell.train_folder else ():
+    for row in read_jsonl(training / "held_out.jsonl") if training else ():
         steps[row["step"]][row["example"]] = {k: v for k, v in row.items() if k not in ("step", "example")}
     if len(steps) < 2:
         return []
@@ -88,19 +98,24 @@ def ends(cell: Cell) -> list[tuple[str, str, tuple[float, float]]]:
     ]
 
 
-def _moved(arm: Arm, quantity: str, ends_N2: np.ndarray) -> Moved:
+def _moved(arm: Arm, training: str, quantity: str, ends_N2: np.ndarray) -> Moved:
     change_N = ends_N2[:, 1] - ends_N2[:, 0]
     drawn = multiplicities(len(change_N), REPLICATES, np.random.default_rng(0)) @ change_N / len(change_N)
     interval, _ = percentile_interval(drawn)
     before, after = ends_N2.mean(axis=0)
-    return Moved(arm, quantity, len(change_N), float(before), float(after), interval)
+    return Moved(arm, training, quantity, len(change_N), float(before), float(after), interval)
+
+
+def _named(moved: Moved, results: Results) -> str:
+    training = f"round {moved.training}" if moved.training.isdigit() else moved.training
+    return wording.arm_name(moved.arm, results.arms) + (f", {training}" if training else "")
 
 
 def moved_grid(results: Results) -> Grid | None:
     """Return the table; None where no arm has held-out rows."""
     rows = [
         [
-            wording.arm_name(m.arm, results.arms),
+            _named(m, results),
             TITLES.get(m.quantity, m.quantity),
             str(m.examples),
             wording.number(m.before, ""),
@@ -124,7 +139,7 @@ def to_markdown(results: Results) -> str:
 def to_lines(results: Results) -> Sequence[str]:
     """Return one line a quantity, for the terminal."""
     return [
-        f"{wording.arm_name(m.arm, results.arms)}: {TITLES.get(m.quantity, m.quantity)} "
+        f"{_named(m, results)}: {TITLES.get(m.quantity, m.quantity)} "
         f"{wording.number(m.change, '', signed=True)} {wording.interval(m.interval, '')} {m.symbol}"
         for m in make_moved(results)
     ]

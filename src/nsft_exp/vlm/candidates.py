@@ -25,19 +25,20 @@ def score_candidates(loaded: LoadedHF, rows: list[Row], state: State) -> None:
     for k in range(most):
         numbers = [n for n in asking if len(rows[n].request.candidates) > k]
         answers = [candidate_ids(loaded, rows[n], k) for n in numbers]
-        part = _copied(state)
-        part.keep(torch.tensor(numbers, device=state.logits.device))
+        part = _copy_of(state, torch.tensor(numbers, device=state.logits.device))
         for n, total in zip(numbers, _answer_logps(loaded, part, answers), strict=True):
             totals[n].append(total)
     for n in asking:
         rows[n].candidate_logps = tuple(totals[n])
 
 
-def _copied(state: State) -> State:
-    """A state whose cache can grow without changing this one's (a cache grows by concatenation)."""
+def _copy_of(state: State, rows: torch.Tensor) -> State:
+    """Some rows' state in memory of its own, so that it can grow without changing this one's."""
     cache = copy.copy(state.cache)
     cache.layers = [copy.copy(layer) for layer in state.cache.layers]
-    return State(cache, state.mask, state.position, state.logits)
+    part = State(cache, state.mask, state.position, state.logits)
+    part.keep(rows)
+    return part
 
 
 def _answer_logps(loaded: LoadedHF, state: State, answers: list[list[int]]) -> list[float]:

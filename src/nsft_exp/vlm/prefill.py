@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
+from nsft_exp.vlm.cache import growing_cache
 from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.row import Row
 
@@ -23,7 +24,7 @@ class State:
     `mask` is [B, T], `position` [axes, B, 1], `logits` [B, V].
     """
 
-    cache: DynamicCache
+    cache: Cache
     mask: Tensor
     position: Tensor
     logits: Tensor
@@ -98,7 +99,7 @@ def _run_prompts(
     """Run prompts with their positions [axes, T], padded on the left, after what `before` has run."""
     ids, mask, position = pad_prompts(loaded, prompts, positions)
     mask = torch.cat([before.mask, mask], dim=1) if before else mask
-    cache = before.cache if before else DynamicCache()
+    cache = before.cache if before else growing_cache()
     out = loaded.run(ids, features, position, attention_mask=mask, past_key_values=cache, use_cache=True)
     logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
     following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes

@@ -1,0 +1,64 @@
+"""Keys and values of a running batch, which a new token is written into instead of copied with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+ROOM = 64
+"""Tokens that a layer has room for when it has to be moved."""
+
+
+def growing_cache() -> Cache:
+    """An empty cache without a limit: `transformers.DynamicCache`, but for how it grows."""
+    return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer's keys and values [B, H, T, D], a view of the first T places of what is allocated.
+
+    DynamicLayer concatenates: each new token copies all that came before it, and needs it twice for a moment.
+    """
+
+    keys: Tensor
+    values: Tensor
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' keys and values [B, H, N, D]; return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < end:
+            self._room = (
+                self._moved(self.keys, key_states, end),
+                self._moved(self.values, value_states, end),
+            )
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self._look(end)
+        return self.keys, self.values
+
+    @staticmethod
+    def _moved(old: Tensor, new: Tensor, end: int) -> Tensor:
+        """What `old` holds, with room for ROOM tokens beyond `end`."""
+        room = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
+        if old.numel():
+            room[:, :, : old.shape[-2]] = old
+        return room
+
+    def _look(self, length: int) -> None:
+        assert self._room is not None
+        self.keys, self.values = (room[:, :, :length] for room in self._room)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch, which may repeat, and the room after them."""
+        if self._room is not None:
+            length = self.get_seq_length()
+            self._room = (self._room[0][indices], self._room[1][indices])
+            self._look(length)
