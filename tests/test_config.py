@@ -123,6 +123,13 @@ def test_what_does_not_belong_to_a_method_is_refused(words: list[str], message: 
         configs.check_belonging(plain, choices)
 
 
+def test_a_key_of_an_option_that_is_not_chosen_is_told_from_a_typo() -> None:
+    with pytest.raises(
+        UserError, match=r"source\.files_from\.scenes: the options chosen here have no such key"
+    ):
+        configs.compose_config(["source=llava150k", "source.files_from.scenes=3"])
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

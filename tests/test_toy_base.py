@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from conftest import SMALL
+from nsft_exp import toy_base
 from nsft_exp.cell_run import build
 from nsft_exp.config import compose_config, resolved
 from nsft_exp.critic.contradiction import contradictions
@@ -86,6 +89,18 @@ def test_asked_claim_by_claim_it_knows_the_better_of_two_answers(toy_data: Path)
     told = [difference for difference in better if difference]
     assert len(told) >= 5
     assert sum(difference > 0 for difference in told) >= 0.8 * len(told)
+
+
+@pytest.mark.slow
+def test_it_is_made_in_one_command_and_works_where_it_is_put(
+    nsft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_base, "install", partial(toy_base.install, folder=tmp_path / "base"))
+    assert nsft("toy-base", "tower.steps=4", "source.size=64", "limit=4", "benchmark.scenes=12") == 0
+    card = (tmp_path / "base" / "README.md").read_text("utf-8")
+    assert f"| tower: precision | {toy_base.cpu_precision()} |" in card
+    assert read_card(tmp_path / "base")["parameters"] == read_card(BASE)["parameters"]
+    assert HFModel(str(tmp_path / "base"), device="cpu").load().model.dtype == torch.float32
 
 
 @pytest.mark.slow

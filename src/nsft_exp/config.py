@@ -173,7 +173,12 @@ def explain(error: Exception, overrides: Iterable[str]) -> UserError:
     key = _refused_key(error, overrides)
     if key is None:
         return UserError(" ".join(str(error).split()))
-    return UserError(f"{key}: there is no such key; {nearest(key, _known_keys())}")
+    known = _known_keys()
+    if key in known:
+        return UserError(
+            f"{key}: the options chosen here have no such key, the default ones do; leave it out"
+        )
+    return UserError(f"{key}: there is no such key; {nearest(key, known)}")
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -44,6 +44,7 @@ class TowerRecipe:
     weight_decay: float = 0.05
     seed: int = 0
     threads: int = 1
+    precision: str = "32-true"
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""
@@ -63,7 +64,7 @@ def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> 
     module = TowerTraining(CLIPVisionModel(config), recipe)
     trainer = L.Trainer(
         accelerator="cpu",
-        precision="bf16-mixed",
+        precision=recipe.precision,  # type: ignore[arg-type]
         max_steps=recipe.steps,
         logger=False,
         enable_checkpointing=False,
