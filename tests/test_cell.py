@@ -188,3 +188,12 @@ def test_bad_input_is_one_line_before_any_work(
     (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("nsft: ")]
     assert re.search(message, line)
     assert not (tmp_path / "runs" / "respond").exists()
+
+
+def test_held_out_samples_that_leave_none_to_train_on_are_refused_before_any_answer(
+    nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("method=gt_dpo", *QUICK, "source.size=null", "trainer.held_out=100000")
+    assert nsft(*words) == 2
+    assert "none is left to train on; lower it" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "respond").exists()

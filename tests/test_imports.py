@@ -65,7 +65,7 @@ ALLOWED = {
     "watching": ("records", "keys", "scoring", "cell_run"),
     "cell_run": ("records", "keys", "store", "plan"),
     "torchrun": ("records", "store", "child"),
-    "preflight": ("records", "plan", "cell_run"),
+    "preflight": ("records", "plan", "cell_run", "items"),
     "answering": ("records", "plan", "cell_run", "device"),
     "evaluating": (
         "records",

@@ -80,19 +80,25 @@ def item_counts(items: list[Item]) -> dict[str, Any]:
 
 
 def split_items(items: list[Item], nodes: dict[str, Any]) -> tuple[list[Item], list[Item]]:
-    """Return the items that are trained on, and the held-out ones.
+    """Return the items that are trained on, and the held-out ones (see `held_out_places`)."""
+    first, end = held_out_places(len(items), nodes)
+    return items[:first] + items[end:], items[first:end]
+
+
+def held_out_places(number: int, nodes: dict[str, Any]) -> tuple[int, int]:
+    """Return where the held-out of `number` samples begin and end.
 
     A method's spare samples stand at the end of the source, after the held-out ones, which are the same for
     every method so. Raises UserError where a whole source (`source.size=null`) leaves none to train on.
     """
-    end = len(items) - (nodes["method"].get("spare") or 0)
-    cut = end - held_out_size(nodes)
-    if cut < 1:
+    end = number - (nodes["method"].get("spare") or 0)
+    first = end - held_out_size(nodes)
+    if first < 1:
         raise UserError(
             f"trainer.held_out={held_out_size(nodes)}: the source has {end} samples, "
             "and none is left to train on; lower it"
         )
-    return items[:cut] + items[end:], items[cut:end]
+    return first, end
 
 
 def held_out_size(nodes: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nsft_exp.cell_run import build
+from nsft_exp.items import held_out_places
 from nsft_exp.plan import Step
 from nsft_exp.records import Request, UserError
 
@@ -16,6 +17,7 @@ def preflight(plan: list[Step]) -> list[str]:
     """
     left_out: list[str] = []
     seen: set[str] = set()
+    sizes: dict[str, int] = {}
     for step in plan:
         if step.kind == "train":
             _check_training(step)
@@ -30,10 +32,15 @@ def preflight(plan: list[Step]) -> list[str]:
             plugin = build(node)
             if group == "benchmark":
                 _check_server(step, plugin)
-            plugin.samples() if group == "source" else _check_beams(step, plugin.requests())
+            if group == "source":
+                sizes[repr(node)] = len(plugin.samples())
+            else:
+                _check_beams(step, plugin.requests())
             for what, number in getattr(plugin, "counts", {}).items():
                 if number and ("broken" in what or "benchmark" in what):
                     left_out.append(f"{group}: {number} {what} left out")
+        if step.kind == "train":
+            held_out_places(sizes[repr(step.nodes["source"])], step.nodes)
     return left_out
 
 
