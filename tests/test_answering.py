@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import pytest
 from nsft_exp import answering
 from nsft_exp import config as configs
 from nsft_exp.answering import Answerer
-from nsft_exp.records import Decoding, Reply, Request, Turn, UserError
+from nsft_exp.pairing.scorer import Yes
+from nsft_exp.pairing.self_critic import SelfCritic
+from nsft_exp.pairing.sentence_tree import SentenceTree
+from nsft_exp.records import Decoding, Reply, Request, Sample, Turn, UserError
 from tiny_training import draw
 
 Replies = dict[str, tuple[Reply, ...]]
@@ -54,6 +57,42 @@ def test_two_processes_give_the_replies_of_one_to_the_last_digit(
     assert dict(two.generate(requests[:8])) == {r.id: one[r.id] for r in requests[:8]}
     assert len({process.process.pid for process in two._others}) == 2
     assert two._here is None
+
+
+def critic() -> Any:
+    return SelfCritic(max_new_tokens=6, form="claims")
+
+
+def tree() -> Any:
+    return SentenceTree(Yes(), beams=2, sentence_tokens=3, max_characters=8)
+
+
+@pytest.mark.parametrize("make", [critic, tree])
+def test_a_pairing_that_cuts_its_own_chunks_has_one_in_every_process(
+    make: Callable[[], Any],
+    node: dict[str, Any],
+    two: Answerer,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairing = make()
+    monkeypatch.setattr(type(pairing), "chunk", 4)
+    samples = [Sample(r.id, r.image, "What is there?", "A cup.") for r in requests[:10]]
+    one = {p.id: p for p in Answerer(node, [], threads=1).pairs(pairing, samples)}
+    assert len(one) == 10
+    assert {p.id: p for p in two.pairs(pairing, samples)} == one
+    assert len(two._others) == 2
+    assert two._here is None, "this process has no model then"
+
+
+def test_what_a_pairing_refuses_in_a_process_is_said_in_its_words(
+    two: Answerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SelfCritic, "chunk", 2)
+    samples = [Sample(r.id, r.image, "What?", "A cup.") for r in requests[:5]]
+    gone = Sample("gone", "gone.png", "What?", "A cup.")
+    with pytest.raises(UserError, match=r"gone\.png"):
+        list(two.pairs(critic(), [*samples, gone]))
 
 
 def test_one_chunk_is_answered_here(two: Answerer, requests: list[Request]) -> None:

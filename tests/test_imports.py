@@ -66,7 +66,7 @@ ALLOWED = {
     "cell_run": ("records", "keys", "store", "plan"),
     "torchrun": ("records", "store", "child"),
     "preflight": ("records", "plan", "cell_run", "items"),
-    "answering": ("records", "plan", "cell_run", "device"),
+    "answering": ("records", "interfaces", "plan", "cell_run", "device"),
     "evaluating": (
         "records",
         "store",

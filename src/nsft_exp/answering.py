@@ -9,18 +9,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from nsft_exp.cell_run import CellRun, build
 from nsft_exp.device import num_cores, num_gpus, visible_devices
+from nsft_exp.interfaces import Pairing
 from nsft_exp.plan import Step
-from nsft_exp.records import Reply, Request, UserError, from_json, to_json
+from nsft_exp.records import Preference, Reply, Request, Sample, UserError, from_json, to_json
 
 CHUNK = 512
 """Requests that are answered together. A killed chunk is asked again whole: an answer's last digits depend on
@@ -29,6 +30,8 @@ SHUTDOWN = 60
 """Seconds that a process gets to end by itself, with the engine that it may have."""
 
 Answered = tuple[str, tuple[Reply, ...]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Answerer:
@@ -55,17 +58,26 @@ class Answerer:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answered]:
         """Yield (request id, its n replies) in any order. Raises UserError for what cannot be answered."""
-        left = iter(requests)
-        first, second = list(islice(left, CHUNK)), list(islice(left, CHUNK))
+        chunks = in_chunks(requests)
+        first, second = next(chunks, []), next(chunks, [])
         if self.devices == 1 or (not second and not self._others):
             while first:
                 yield from self.vlm.generate(first)
-                first, second = second, list(islice(left, CHUNK))
+                first, second = second, next(chunks, [])
             return
-        chunks = [first, second]
-        while chunk := list(islice(left, CHUNK)):
-            chunks.append(chunk)
-        yield from self._deal(chunks)
+        dealt = [first, second, *chunks]
+        yield from self._deal(dealt, lambda chunk, process: process.answers(chunk))
+
+    def pairs(self, pairing: Pairing, samples: Sequence[Sample]) -> Iterator[Preference]:
+        """Yield the pairing's preferences. One that cuts its own chunks has several in the making, a process
+        for each; its preferences are the same.
+        """
+        size: int = getattr(pairing, "chunk", 0)
+        if self.devices == 1 or not 0 < size < len(samples):
+            yield from pairing.pairs(samples, self)
+            return
+        chunks = [samples[start : start + size] for start in range(0, len(samples), size)]
+        yield from self._deal(chunks, lambda chunk, process: pairing.pairs(chunk, process))
 
     def close(self) -> None:
         """End what answers, wherever it is."""
@@ -74,21 +86,23 @@ class Answerer:
         if hasattr(self._here, "close"):
             self._here.close()
 
-    def _deal(self, chunks: Sequence[Sequence[Request]]) -> Iterator[Answered]:
-        """Give each chunk to a process that is free."""
+    def _deal(
+        self, chunks: Sequence[Sequence[T]], work: Callable[[Sequence[T], AnswerProcess], Iterable[R]]
+    ) -> Iterator[R]:
+        """Give each chunk to a process that is free; yield what the work on it gives."""
         free: SimpleQueue[AnswerProcess] = SimpleQueue()
         for process in self._started():
             free.put(process)
 
-        def answered(chunk: Sequence[Request]) -> list[Answered]:
+        def worked(chunk: Sequence[T]) -> list[R]:
             process = free.get()
             try:
-                return process.answers(chunk)
+                return list(work(chunk, process))
             finally:
                 free.put(process)
 
         with ThreadPoolExecutor(self.devices) as threads:
-            futures = [threads.submit(answered, chunk) for chunk in chunks]
+            futures = [threads.submit(worked, chunk) for chunk in chunks]
             try:
                 for future in as_completed(futures):
                     yield from future.result()
@@ -126,6 +140,11 @@ class AnswerProcess:
         )
         self._write(order)
 
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answered]:
+        """Yield the answers, as Answerer would in this process."""
+        for chunk in in_chunks(requests):
+            yield from self.answers(chunk)
+
     def answers(self, requests: Sequence[Request]) -> list[Answered]:
         """Return the answers. Raises UserError as the process did, RuntimeError where it has ended."""
         assert self.process.stdout is not None
@@ -160,6 +179,13 @@ class AnswerProcess:
         with suppress(BrokenPipeError):  # it has ended: the next reading tells
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
+
+
+def in_chunks(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Yield lists of CHUNK requests, the last with what is left."""
+    left = iter(requests)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class Pairing(Protocol):
         A pairing that can tell whether its preferences are fit to be trained on also has
         `check(preferences) -> None`, which raises UserError where they are not: it is called at the end of
         every respond stage, a finished one included. One that asks an LLM has `calls(samples)`, as a critic.
+        One whose later requests depend on earlier replies has `chunk`, how many samples it works on at once:
+        several devices are given a chunk each, from threads.
         """
 
 

@@ -66,7 +66,7 @@ def respond(step: Step, run: CellRun) -> StageFolder:
             run.begin()
             pairing = build(step.nodes["pairing"])
             with answering(step, run) if todo and pairing.needs_vlm else nullcontext() as vlm:
-                pairs = pairing.pairs(todo, vlm) if todo else ()
+                pairs = vlm.pairs(pairing, todo) if vlm else pairing.pairs(todo, None) if todo else ()
                 append_records(folder, pairs, inputs, len(todo), partial(_asked, step))
         _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nsft_exp.images import Preprocessing, open_image
@@ -37,6 +38,7 @@ class Clip:
             )
         self.path, self.device, self.batch_size = path, device, batch_size
         self._loaded: tuple[Any, Any] | None = None
+        self._loading = Lock()  # several threads may ask
 
     def scores(self, texts: Sequence[tuple[Sample, str]], vlm: LoadedVLM) -> list[float]:
         """Return cosines in [-1, 1]. Raises UserError where the folder holds no CLIP model."""
@@ -72,19 +74,20 @@ class Clip:
         return seen[image]
 
     def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            import torch
-            from transformers import AutoTokenizer, CLIPModel
-
-            if not (Path(self.path) / "config.json").is_file():
-                raise UserError(
-                    f"{self.path}: there is no CLIP model; pairing.scorer.path must name its folder"
-                )
-            gpu = self.device == "auto" and torch.cuda.is_available()
-            model = CLIPModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True)
-            model = model.eval().to("cuda" if gpu else "cpu" if self.device == "auto" else self.device)
-            self._loaded = (model, AutoTokenizer.from_pretrained(self.path, local_files_only=True))
+        with self._loading:
+            self._loaded = self._loaded or self._read()
         return self._loaded
+
+    def _read(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoTokenizer, CLIPModel
+
+        if not (Path(self.path) / "config.json").is_file():
+            raise UserError(f"{self.path}: there is no CLIP model; pairing.scorer.path must name its folder")
+        gpu = self.device == "auto" and torch.cuda.is_available()
+        model = CLIPModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True)
+        model = model.eval().to("cuda" if gpu else "cpu" if self.device == "auto" else self.device)
+        return model, AutoTokenizer.from_pretrained(self.path, local_files_only=True)
 
 
 class Yes:

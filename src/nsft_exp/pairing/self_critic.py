@@ -15,8 +15,6 @@ from nsft_exp.pairing.gt import calls, question
 from nsft_exp.pairing.view import answered_twice, preference
 from nsft_exp.records import Decoding, Preference, Reply, Request, Sample, UserError
 
-CHUNK = 256
-"""Samples that are answered, and then judged, together."""
 MIN_VERDICTS = 20
 """Fewer say nothing about which side a critic prefers."""
 
@@ -42,6 +40,8 @@ class SelfCritic:
     """
 
     needs_vlm: ClassVar[bool] = True
+    chunk: ClassVar[int] = 256
+    """Samples that are answered, and then judged, together."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class SelfCritic:
         if vlm is None:
             raise UserError("pairing=self_critic: there is no VLM to answer; choose one with vlm=...")
         left = iter(samples)
-        while chunk := {sample.id: sample for sample in islice(left, CHUNK)}:
+        while chunk := {sample.id: sample for sample in islice(left, self.chunk)}:
             answers: dict[str, tuple[Reply, Reply]] = {}
             for name, greedy, sampled in answered_twice(vlm, map(self._answers, chunk.values())):
                 found = preference(name, greedy, sampled)

@@ -13,8 +13,6 @@ from nsft_exp.pairing.gt import question
 from nsft_exp.pairing.scorer import Scorer
 from nsft_exp.records import Decoding, Preference, Reply, Sample, UserError
 
-CHUNK = 64
-"""Samples whose trees grow together."""
 BRANCHING = 5
 """With this many new sentences on a level only some are kept (CSR's public code)."""
 
@@ -51,6 +49,8 @@ class SentenceTree:
     needs_vlm: ClassVar[bool] = True
     needs_hf: ClassVar[bool] = True
     """Answers that look at one another's tokens are made on the model's own step."""
+    chunk: ClassVar[int] = 64
+    """Samples whose trees grow together."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class SentenceTree:
         if vlm is None:
             raise UserError("pairing=sentence_tree: there is no VLM to answer; choose one with vlm=...")
         left = iter(samples)
-        while chunk := list(islice(left, CHUNK)):
+        while chunk := list(islice(left, self.chunk)):
             yield from (Preference(s.id, "no_image", "", "") for s in chunk if s.image is None)
             seen = [sample for sample in chunk if sample.image is not None]
             roots, leaves = self._grow(seen, vlm)
