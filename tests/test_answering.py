@@ -41,8 +41,19 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "CHUNK", 8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two(node: dict[str, Any]) -> Iterator[Answerer]:
+    """Two processes, which take seconds to start, for all tests that leave them alive."""
+    yield from two_processes(node)
+
+
+@pytest.fixture
+def ending(node: dict[str, Any]) -> Iterator[Answerer]:
+    """Two processes of a test's own."""
+    yield from two_processes(node)
+
+
+def two_processes(node: dict[str, Any]) -> Iterator[Answerer]:
     answerer = Answerer(node, [], devices=2, threads=1)
     yield answerer
     answerer.close()
@@ -85,17 +96,8 @@ def test_a_pairing_that_cuts_its_own_chunks_has_one_in_every_process(
     assert two._here is None, "this process has no model then"
 
 
-def test_what_a_pairing_refuses_in_a_process_is_said_in_its_words(
-    two: Answerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(SelfCritic, "chunk", 2)
-    samples = [Sample(r.id, r.image, "What?", "A cup.") for r in requests[:5]]
-    gone = Sample("gone", "gone.png", "What?", "A cup.")
-    with pytest.raises(UserError, match=r"gone\.png"):
-        list(two.pairs(critic(), [*samples, gone]))
-
-
-def test_one_chunk_is_answered_here(two: Answerer, requests: list[Request]) -> None:
+def test_one_chunk_is_answered_here(node: dict[str, Any], requests: list[Request]) -> None:
+    two = Answerer(node, [], devices=2, threads=1)
     assert len(dict(two.generate(requests[:8]))) == 8
     assert not two._others
 
@@ -105,24 +107,24 @@ def test_a_servers_model_is_asked_by_this_process_alone(node: dict[str, Any]) ->
     assert Answerer({"_target_": "nsft_exp.vlm.server.ServerVLM"}, [], devices=8).devices == 1
 
 
-def test_what_a_process_refuses_is_said_in_its_words(two: Answerer, requests: list[Request]) -> None:
+def test_what_a_process_refuses_is_said_in_its_words(ending: Answerer, requests: list[Request]) -> None:
     gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
     with pytest.raises(UserError, match=r"gone\.png"):
-        dict(two.generate([*requests, gone]))
+        dict(ending.generate([*requests, gone]))
 
 
-def test_a_process_that_is_killed_ends_the_stage(two: Answerer, requests: list[Request]) -> None:
-    dict(two.generate(requests))
-    two._others[0].kill()
+def test_a_process_that_is_killed_ends_the_stage(ending: Answerer, requests: list[Request]) -> None:
+    dict(ending.generate(requests))
+    ending._others[0].kill()
     with pytest.raises(RuntimeError, match="a process that answers ended with code -9"):
-        dict(two.generate(requests))
-    assert all(process.process.wait(timeout=20) is not None for process in two._others)
+        dict(ending.generate(requests))
+    assert all(process.process.wait(timeout=20) is not None for process in ending._others)
 
 
-def test_the_process_ends_when_its_input_does(two: Answerer, requests: list[Request]) -> None:
-    dict(two.generate(requests))
-    processes = [process.process for process in two._others]
-    two.close()
+def test_the_process_ends_when_its_input_does(ending: Answerer, requests: list[Request]) -> None:
+    dict(ending.generate(requests))
+    processes = [process.process for process in ending._others]
+    ending.close()
     assert [process.returncode for process in processes] == [0, 0]
 
 
