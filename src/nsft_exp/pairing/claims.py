@@ -80,5 +80,5 @@ class ClaimByClaim:
         return [question for question in dict.fromkeys(self._questions(text)) if question not in theirs]
 
     def _questions(self, text: str) -> list[str]:
-        sentences = [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
-        return [question for sentence in sentences for question in self.claims.questions(sentence)]
+        parts = re.split(r"(?<=[.!?])\s+", text.strip())
+        return [question for part in parts if part for question in self.claims.questions(part)]
