@@ -165,6 +165,9 @@ class Request:
     decoding: Decoding = Decoding()
     candidates: tuple[str, ...] = ()
     """Whole answers whose log-probability is wanted besides the generated one (`Yes`, `No`)."""
+    lineage: str = ""
+    """Requests of one lineage go on where earlier ones, or their answers, ended: a model in memory keeps what
+    it has run of them, until a call without any."""
 
 
 NO_ANSWER = ("refused", "no_choice")

@@ -49,8 +49,8 @@ class SentenceTree:
     needs_vlm: ClassVar[bool] = True
     needs_hf: ClassVar[bool] = True
     """Answers that look at one another's tokens are made on the model's own step."""
-    chunk: ClassVar[int] = 64
-    """Samples whose trees grow together."""
+    chunk: ClassVar[int] = 16
+    """Samples whose trees grow together: few enough for the model to keep what it has run of them."""
 
     def __init__(
         self,
@@ -114,7 +114,8 @@ class SentenceTree:
             for number, node in enumerate(opened.get(sample.id, ())):
                 request = question(sample, self.decoding)
                 name = f"{sample.id}|{number}"
-                asked[name] = node, replace(request, id=name, n=self.beams, answer_prefix=node.path)
+                request = replace(request, answer_prefix=node.path, lineage=sample.id)
+                asked[name] = node, replace(request, id=name, n=self.beams)
         ended: set[int] = set()
         for name, replies in vlm.generate([request for _, request in asked.values()]):
             for reply in replies:

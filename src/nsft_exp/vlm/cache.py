@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values [H, T, D] of every layer."""
 ROOM = 64
 """Tokens that a layer has room for when it has to be moved."""
 
@@ -14,6 +17,16 @@ ROOM = 64
 def growing_cache() -> Cache:
     """An empty cache without a limit: `transformers.DynamicCache`, but for how it grows."""
     return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def filled_cache(rows: Sequence[Sequence[Layers]], length: int) -> Cache:
+    """A growing cache of rows, each put together from parts, with zeros before them up to `length` tokens."""
+    cache = growing_cache()
+    for number in range(len(rows[0][0])):
+        layer = GrowingLayer()
+        layer.fill([[part[number] for part in row] for row in rows], length)
+        cache.layers.append(layer)
+    return cache
 
 
 class GrowingLayer(DynamicLayer):
@@ -25,6 +38,24 @@ class GrowingLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
     _room: tuple[Tensor, Tensor] | None = None
+
+    def fill(self, rows: Sequence[Layers], length: int) -> None:
+        """Hold rows of keys and values, the parts of each one after another, padded on the left."""
+        keys, values = rows[0][0]
+        self.lazy_initialization(keys, values)
+        heads, _, width = keys.shape
+        self._room = (
+            keys.new_zeros(len(rows), heads, length + ROOM, width),
+            values.new_zeros(len(rows), heads, length + ROOM, width),
+        )
+        for room, which in zip(self._room, range(2), strict=True):
+            for number, parts in enumerate(rows):
+                start = length - sum(part[which].shape[1] for part in parts)
+                for part in parts:
+                    end = start + part[which].shape[1]
+                    room[number, :, start:end] = part[which]
+                    start = end
+        self._look(length)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

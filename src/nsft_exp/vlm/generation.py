@@ -37,6 +37,7 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
     for request in requests:
         refuse(request)
     rows = [row for request in requests for row in rows_of(loaded, request)]
+    loaded.memory.recall(rows, loaded.batch_size)
     rows.sort(key=_place)
     waiting: dict[str, list[Row]] = defaultdict(list)
     for batch in _batches(rows, loaded.batch_size):
@@ -54,11 +55,11 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    """Cut rows into batches of one kind: with an image or without, with as many beams."""
+    """Cut rows into batches of one kind (`_kind`)."""
     kinds: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         kinds[_kind(row)].append(row)
-    for (_, beams, _), some in sorted(kinds.items(), reverse=True):
+    for (_, beams, *_), some in sorted(kinds.items(), reverse=True):
         start = 0
         while start < len(some):
             end = start + max(1, size // beams)
@@ -68,10 +69,12 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
             start = end
 
 
-def _kind(row: Row) -> tuple[bool, int, int]:
-    """What the rows of a batch have in common: an image or none, the beams, and with several the limit."""
+def _kind(row: Row) -> tuple[bool, int, int, bool]:
+    """What the rows of a batch have in common: an image or none, the beams and with several the limit, a past
+    or none.
+    """
     beams = row.request.decoding.num_beams
-    return row.request.image is not None, beams, row.limit if beams > 1 else 0
+    return row.request.image is not None, beams, row.limit if beams > 1 else 0, bool(row.past)
 
 
 def _bound(first: Row, second: Row) -> bool:
@@ -104,8 +107,11 @@ def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
     while True:
         running = [number for number, row in enumerate(live) if not row.done()]
         if not running:
+            loaded.memory.keep(enumerate(live), state.cache, state.mask)
             return
         if len(running) <= len(live) // 2:
+            ended = ((number, row) for number, row in enumerate(live) if row.done())
+            loaded.memory.keep(ended, state.cache, state.mask)
             state.keep(torch.tensor(running, device=state.logits.device))
             live = [live[number] for number in running]
         _step(loaded, live, state)

@@ -21,6 +21,7 @@ from nsft_exp.images import Layout, image_size, open_image
 from nsft_exp.records import Reply, Request, UserError
 from nsft_exp.view import View, view_named
 from nsft_exp.vlm.family import Family, Features, Preprocess
+from nsft_exp.vlm.memory import Memory
 from nsft_exp.vlm.reading import silently
 from nsft_exp.vlm.template import candidates, exact_template
 
@@ -53,6 +54,7 @@ class LoadedHF:
         self.exif = exif
         self.opener: Callable[[str], Image.Image] | None = None
         self.batch_size = batch_size
+        self.memory = Memory()
         self.max_length = min(max_length or longest, longest)
         # LLaVA-NeXT has no padding token: nothing here tells padding by its id.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.unk_token_id

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from nsft_exp.vlm.cache import growing_cache
 from nsft_exp.vlm.family import Features
+from nsft_exp.vlm.memory import cache_of
 from nsft_exp.vlm.row import Row
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class State:
 def prefill(loaded: LoadedHF, rows: list[Row]) -> State:
     """Run the prompts; `logits` are those of the first answer token.
 
-    A request's prompt is run once for all of its answers. Where rows ask about the same images, the prompt up
-    to the image (the same for all) is run once an image.
+    A request's prompt is run once for all of its answers. Rows with a past (all of them, or none) go on after
+    it. Where rows ask about the same images, the prompt up to the image (the same for all) is run once an
+    image.
     """
     asked = [id(row.request) for row in rows]
     different = list(dict.fromkeys(asked))
@@ -48,6 +50,10 @@ def prefill(loaded: LoadedHF, rows: list[Row]) -> State:
         state.keep(torch.tensor([different.index(key) for key in asked], device=loaded.device))
         return state
     positions = [positions_of(loaded, row) for row in rows]
+    if rows[0].past:
+        cache, mask = cache_of([row.past for row in rows])
+        known = [sum(len(past.ids) for past in row.past) for row in rows]
+        return _run_rest(loaded, rows, positions, known, cache, mask)
     features, place = image_features(loaded, rows)
     if features is None or 2 * len(features) > len(rows):
         prompts = [row.prompt for row in rows]
@@ -61,9 +67,16 @@ def prefill(loaded: LoadedHF, rows: list[Row]) -> State:
         features,
     )
     opening.keep(place.to(loaded.device))
-    rest = [row.prompt[end:] for row, end in zip(rows, ends, strict=True)]
-    places = [found[:, end:] for found, end in zip(positions, ends, strict=True)]
-    return _run_prompts(loaded, rest, places, None, opening)
+    return _run_rest(loaded, rows, positions, ends, opening.cache, opening.mask)
+
+
+def _run_rest(
+    loaded: LoadedHF, rows: list[Row], positions: list[Tensor], starts: list[int], cache: Cache, mask: Tensor
+) -> State:
+    """Run what of the prompts comes after their first tokens, which the cache holds."""
+    rest = [row.prompt[start:] for row, start in zip(rows, starts, strict=True)]
+    places = [found[:, start:] for found, start in zip(positions, starts, strict=True)]
+    return _run_prompts(loaded, rest, places, None, cache, mask)
 
 
 def positions_of(loaded: LoadedHF, row: Row) -> Tensor:
@@ -94,12 +107,15 @@ def _run_prompts(
     prompts: list[tuple[int, ...]],
     positions: list[Tensor],
     features: Features | None,
-    before: State | None = None,
+    cache: Cache | None = None,
+    before: Tensor | None = None,
 ) -> State:
-    """Run prompts with their positions [axes, T], padded on the left, after what `before` has run."""
+    """Run prompts with their positions [axes, T], padded on the left, after what the cache holds: its real
+    places are `before` [B, T].
+    """
     ids, mask, position = pad_prompts(loaded, prompts, positions)
-    mask = torch.cat([before.mask, mask], dim=1) if before else mask
-    cache = before.cache if before else growing_cache()
+    mask = torch.cat([before, mask], dim=1) if before is not None else mask
+    cache = growing_cache() if cache is None else cache
     out = loaded.run(ids, features, position, attention_mask=mask, past_key_values=cache, use_cache=True)
     logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
     following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes

@@ -14,6 +14,7 @@ from nsft_exp.vlm.sampling import noise_of
 
 if TYPE_CHECKING:
     from nsft_exp.vlm.loaded import LoadedHF
+    from nsft_exp.vlm.memory import Past
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Row:
     finish: str = "length"
     candidate_logps: tuple[float, ...] | None = None
     noise: torch.Generator | None = None
+    past: tuple[Past, ...] = ()
+    """What of the prompt has been run before."""
 
     def done(self) -> bool:
         """True where the answer has ended or reached its limit."""
