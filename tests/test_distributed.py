@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,17 +92,27 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 @pytest.fixture
-def cell(tmp_path: Path, toy_data: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start `nsft` with these words in a directory of its own (`at`); the process is given."""
+def cell(tmp_path: Path, toy_data: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `nsft` with these words in a directory of its own (`at`); the process is given.
+
+    What a failed test has left running ends with the test, its ranks too.
+    """
+    started: list[subprocess.Popen[str]] = []
 
     def start(at: str, *words: str) -> subprocess.Popen[str]:
         (tmp_path / at).mkdir(exist_ok=True)
         command = [sys.executable, "-m", "nsft_exp", *WORDS, f"paths.data={toy_data}", *words]
-        return subprocess.Popen(
-            command, cwd=tmp_path / at, text=True, stderr=subprocess.PIPE, start_new_session=True
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path / at, text=True, stderr=subprocess.PIPE, start_new_session=True
+            )
         )
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def done(process: subprocess.Popen[str]) -> str:
@@ -112,12 +124,14 @@ def done(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.parametrize("method", ["nsft", pytest.param("gt_dpo", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any) -> None:
-    held_out = ("trainer.held_out=3", "trainer.validate_every=6")
-    processes = [cell(at, f"method={method}", *how, *held_out) for at, how in (("one", ONE), ("two", TWO))]
+    looks = ("trainer.held_out=3", "trainer.validate_every=6", "trainer.evaluate_every=3")
+    processes = [cell(at, f"method={method}", *how, *looks) for at, how in (("one", ONE), ("two", TWO))]
     for process in processes:
         done(process)
-    assert assert_same_curve(tmp_path / "one", tmp_path / "two") == [1, 2, 3, 4, 5, 6, 6]
-    assert "validation/loss" in curve(tmp_path / "two")[-1]
+    assert assert_same_curve(tmp_path / "one", tmp_path / "two") == [1, 2, 3, 3, 4, 5, 6, 6, 6]
+    *_, validated, watched = curve(tmp_path / "two")
+    assert "validation/loss" in validated
+    assert "benchmark/pope/accuracy" in watched
 
 
 @pytest.mark.slow
