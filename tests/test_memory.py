@@ -118,10 +118,18 @@ def test_a_text_that_reads_otherwise_than_it_was_written_goes_on_where_they_part
         dict(loaded.generate([first]))
 
 
-def test_another_question_of_a_lineage_is_run_whole(loaded: LoadedHF, images: list[str]) -> None:
+@pytest.mark.parametrize("changed", ["question", "image", "view"])
+def test_what_differs_within_a_lineage_is_run_whole(
+    loaded: LoadedHF, images: list[str], changed: str
+) -> None:
     first = Request("a", images[0], (Turn("prompt", "What?"),), decoding=Decoding(4), lineage="o")
     dict(loaded.generate([first]))
-    other = replace(first, id="b", turns=(Turn("prompt", "Is there a cat?"),))
+    changes: dict[str, Any] = {
+        "question": {"turns": (Turn("prompt", "Is there a cat?"),)},
+        "image": {"image": images[1]},
+        "view": {"view": "diffusion:500@1|a|0"},
+    }
+    other = replace(first, id="b", **changes[changed])
     both = dict(loaded.generate([other, replace(first, id="c")]))
     plain = dict(loaded.generate([replace(other, lineage=""), replace(first, id="c", lineage="")]))
     assert {k: r[0].ids for k, r in both.items()} == {k: r[0].ids for k, r in plain.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from transformers.cache_utils import Cache
 from nsft_exp.vlm.cache import filled_cache
 from nsft_exp.vlm.row import Row
 
-if TYPE_CHECKING:
-    pass
+Key = tuple[str, str | None, str]
+"""A lineage, its image, its view."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,34 @@ class Memory:
     """The pasts of every lineage (`Request.lineage`): of its first prompt, its image with it, and of the
     answers after that.
 
-    It holds at most as many tokens as a full batch of the rows at hand, so that it no more than doubles the
-    memory of a cache; what is beyond that is run again.
+    Requests of one lineage about different images share nothing. It holds at most as many tokens as a full
+    batch of the rows at hand, so that it no more than doubles the memory of a cache; what is beyond that is
+    run again.
     """
 
     def __init__(self) -> None:
-        self._prompts: dict[str, Past] = {}
-        self._answers: dict[str, list[Past]] = {}
+        self._prompts: dict[Key, Past] = {}
+        self._answers: dict[Key, list[Past]] = {}
         self.tokens = 0
         self._room = 0
 
     def recall(self, rows: Sequence[Row], batch_size: int) -> None:
         """Give every row its past; then forget all answers, and the prompts of lineages without a row."""
-        named = {row.request.lineage for row in rows} - {""}
-        self._prompts = {name: past for name, past in self._prompts.items() if name in named}
+        named = {key_of(row) for row in rows if row.request.lineage}
+        self._prompts = {key: past for key, past in self._prompts.items() if key in named}
         for row in rows:
             row.past = self._past(row)
-        self._answers = {name: [] for name in named}
+        self._answers = {key: [] for key in named}
         self.tokens = sum(len(past.ids) for past in self._prompts.values())
         self._room = batch_size * max((len(row.prompt) + row.limit for row in rows), default=0)
 
     def _past(self, row: Row) -> tuple[Past, ...]:
         """The longest part of the row's prompt that has been run: all but its last token at most."""
-        prompt, known = row.prompt[:-1], self._prompts.get(row.request.lineage)
+        prompt, known = row.prompt[:-1], self._prompts.get(key_of(row))
         if known is None or prompt[: len(known.ids)] != known.ids:
             return ()
         rest = prompt[len(known.ids) :]
-        answers = self._answers[row.request.lineage]
-        longest = max(answers, key=lambda past: common(past.ids, rest), default=None)
+        longest = max(self._answers[key_of(row)], key=lambda past: common(past.ids, rest), default=None)
         shared = common(longest.ids, rest) if longest else 0
         return (known, longest.first(shared)) if longest and shared else (known,)
 
@@ -75,20 +75,22 @@ class Memory:
         first ones are its prompt and its answer, but for the last, which may not have been run.
         """
         for number, row in rows:
-            name = row.request.lineage
-            if not name:
+            if not row.request.lineage:
                 continue
-            ids = (*row.prompt, *row.ids)[:-1]
-            start = len(self._prompts[name].ids) if name in self._prompts else 0
-            others = start and ids[:start] != self._prompts[name].ids
-            if others or self.tokens + len(ids) - start > self._room:
+            key, ids = key_of(row), (*row.prompt, *row.ids)[:-1]
+            known = self._prompts[key].ids if key in self._prompts else ()
+            if ids[: len(known)] != known or self.tokens + len(ids) - len(known) > self._room:
                 continue
-            self.tokens += len(ids) - start
-            places = mask[number].nonzero()[: len(ids), 0]
-            if name not in self._prompts:
-                start = len(row.prompt) - 1
-                self._prompts[name] = taken(cache, number, places[:start], ids[:start])
-            self._answers[name].append(taken(cache, number, places[start:], ids[start:]))
+            self.tokens += len(ids) - len(known)
+            start, places = len(known) or len(row.prompt) - 1, mask[number].nonzero()[: len(ids), 0]
+            if not known:
+                self._prompts[key] = taken(cache, number, places[:start], ids[:start])
+            self._answers[key].append(taken(cache, number, places[start:], ids[start:]))
+
+
+def key_of(row: Row) -> Key:
+    """What rows have in common that may go on after one another."""
+    return row.request.lineage, row.request.image, row.request.view
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
