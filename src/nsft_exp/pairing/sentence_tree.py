@@ -112,10 +112,17 @@ class SentenceTree:
         asked = {}
         for sample in samples:
             for number, node in enumerate(opened.get(sample.id, ())):
-                request = question(sample, self.decoding)
                 name = f"{sample.id}|{number}"
-                request = replace(request, answer_prefix=node.path, lineage=sample.id)
-                asked[name] = node, replace(request, id=name, n=self.beams)
+                asked[name] = (
+                    node,
+                    replace(
+                        question(sample, self.decoding),
+                        id=name,
+                        n=self.beams,
+                        answer_prefix=node.path,
+                        lineage=sample.id,
+                    ),
+                )
         ended: set[int] = set()
         for name, replies in vlm.generate([request for _, request in asked.values()]):
             for reply in replies:

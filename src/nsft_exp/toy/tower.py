@@ -116,10 +116,8 @@ class TowerTraining(L.LightningModule):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Logits of every aspect (images x patches x names), and of the place (images x places)."""
-        hidden = self.tower.pre_layrnorm(self.tower.embeddings(pixels))
-        for layer in self.tower.encoder.layers[:-1]:  # nothing reads the last one
-            hidden = layer(hidden, attention_mask=None)
-        *aspects, place = self.heads(hidden[:, 1:]).split([*self.sizes, len(lexicon()["scenes"])], dim=-1)
+        features = self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        *aspects, place = self.heads(features).split([*self.sizes, len(lexicon()["scenes"])], dim=-1)
         return *aspects, place.mean(dim=1)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -48,13 +49,10 @@ class GrowingLayer(DynamicLayer):
             keys.new_zeros(len(rows), heads, length + ROOM, width),
             values.new_zeros(len(rows), heads, length + ROOM, width),
         )
-        for room, which in zip(self._room, range(2), strict=True):
+        for which, room in enumerate(self._room):
             for number, parts in enumerate(rows):
-                start = length - sum(part[which].shape[1] for part in parts)
-                for part in parts:
-                    end = start + part[which].shape[1]
-                    room[number, :, start:end] = part[which]
-                    start = end
+                whole = torch.cat([part[which] for part in parts], dim=1)
+                room[number, :, length - whole.shape[1] : length] = whole
         self._look(length)
 
     def update(

@@ -37,9 +37,9 @@ class Memory:
     """The pasts of every lineage (`Request.lineage`): of its first prompt, its image with it, and of the
     answers after that.
 
-    Requests of one lineage about different images share nothing. It holds at most as many tokens as a full
-    batch of the rows at hand, so that it no more than doubles the memory of a cache; what is beyond that is
-    run again.
+    Requests of one lineage about different images share nothing. The weights must stay as they are between
+    its requests. It holds at most as many tokens as a full batch of the rows at hand, so that it no more than
+    doubles the memory of a cache; what is beyond that is run again.
     """
 
     def __init__(self) -> None:
