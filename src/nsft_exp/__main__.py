@@ -124,10 +124,8 @@ def split_config_name(arguments: list[str]) -> tuple[str, list[str]]:
 
 def toy_base(arguments: list[str]) -> int:
     """`nsft toy-base`: train the toy base VLM from scratch and put it where `vlm=toy` finds it."""
-    from nsft_exp.toy_base import cpu_precision, install, prepare, trained
+    from nsft_exp.toy_base import install, prepare, trained
 
-    if not any(word.startswith("trainer.precision=") for word in arguments):
-        arguments = [*arguments, f"trainer.precision={cpu_precision()}"]
     config = configs.resolved(configs.compose_config(arguments, "toy_base"))
     prepare(config["vlm"], config["tower"])
     first, composed = run_jobs(["--config-name", "toy_base", *arguments])

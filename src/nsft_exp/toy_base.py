@@ -18,14 +18,6 @@ PIECES = 958
 """At most so many pieces for the tokenizer; the world's texts yield fewer."""
 
 
-def cpu_precision() -> str:
-    """`bf16-mixed` where the CPU multiplies in bfloat16 (weights stay float32), else `32-true`."""
-    import torch
-
-    has_it = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16-mixed" if has_it else "32-true"
-
-
 def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
     """Train the tokenizer and the vision tower that the `vlm` node names, unless they are there already."""
     from nsft_exp.toy.source import tokenizer_texts

@@ -44,7 +44,6 @@ class TowerRecipe:
     weight_decay: float = 0.05
     seed: int = 0
     threads: int = 1
-    precision: str = "32-true"
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""
@@ -64,7 +63,6 @@ def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> 
     module = TowerTraining(CLIPVisionModel(config), recipe)
     trainer = L.Trainer(
         accelerator="cpu",
-        precision=recipe.precision,  # type: ignore[arg-type]
         max_steps=recipe.steps,
         logger=False,
         enable_checkpointing=False,
