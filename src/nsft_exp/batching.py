@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nsft_exp.branches import Branches, branches_of
 from nsft_exp.conversation import PROMPT, ChatEncoder, Encoded, cut
 from nsft_exp.images import Layout
 from nsft_exp.records import Conversation, Example, UserError
@@ -39,6 +40,8 @@ class EncodedConversation:
     view: str
     grid: tuple[int, ...] = ()
     """The grid of the image's features, where the model's pictures have one (see Layout)."""
+    image_end: int = 0
+    """Its tokens up to the last one of its image."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def encode_examples(
             continue
         counts["trimmed"] += any(len(a.ids) != len(b.ids) for a, b in zip(whole, short, strict=True) if b)
         parts = zip(example.conversations, layouts, short, strict=True)
-        kept.append(EncodedExample(example.id, tuple(_compact(c, of, e) for c, of, e in parts if e)))
+        token = chat.image_token_id
+        kept.append(EncodedExample(example.id, tuple(_compact(c, of, e, token) for c, of, e in parts if e)))
     return kept, counts
 
 
@@ -119,15 +123,19 @@ def _encode(
         raise UserError(f"example {example.id}: {error}") from None
 
 
-def _compact(conversation: Conversation, layout: Layout | None, encoded: Encoded) -> EncodedConversation:
+def _compact(
+    conversation: Conversation, layout: Layout | None, encoded: Encoded, image_token: int
+) -> EncodedConversation:
     plain = encoded.weights.count(1.0) == len(encoded.weights)
+    ids = np.array(encoded.ids, dtype=np.int32)
     return EncodedConversation(
-        ids=np.array(encoded.ids, dtype=np.int32),
+        ids=ids,
         roles=np.array(encoded.roles, dtype=np.int8),
         weights=None if plain else np.array(encoded.weights, dtype=np.float32),
         image=conversation.image,
         view=conversation.view,
         grid=layout.grid if layout else (),
+        image_end=int(np.flatnonzero(ids == image_token)[-1]) + 1 if layout else 0,
     )
 
 
@@ -171,7 +179,8 @@ class Batch:
 
     `image_rows[m]` is the place in `pixels` of the m-th sequence with an image, in row order: an image that
     several sequences share is there once. `numbers` are the examples' places in the list of examples, and
-    `keys` the (example number, conversation number) of each row.
+    `keys` the (example number, conversation number) of each row. `branches` say how rows of an example that
+    begin alike are run as one (None: none do).
     """
 
     ids: Tensor
@@ -184,6 +193,7 @@ class Batch:
     keys: list[tuple[int, int]]
     tokens: int
     """Tokens of all rows, padding left out."""
+    branches: Branches | None = None
 
     @property
     def where(self) -> Tensor:
@@ -194,7 +204,8 @@ class Batch:
         """The same micro-batch on a device."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
-            moved[name] = value.to(device, **options) if isinstance(value, (Tensor, Pictures)) else value
+            movable = isinstance(value, (Tensor, Pictures, Branches))
+            moved[name] = value.to(device, **options) if movable else value
         return Batch(**moved)
 
 
@@ -228,6 +239,12 @@ def collate(
         numbers=list(numbers),
         keys=[(n, k) for _, n, k, _ in rows],
         tokens=sum(len(c.ids) for *_, c in rows),
+        branches=branches_of(
+            [c.ids for *_, c in rows],
+            [(n, c.image, c.view) for _, n, _, c in rows],
+            [c.image_end for *_, c in rows],
+            shape[1],
+        ),
     )
 
 

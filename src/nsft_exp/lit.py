@@ -24,7 +24,7 @@ from nsft_exp.interfaces import Method
 from nsft_exp.losses import TokenScores
 from nsft_exp.optimizer import adamw, step_on, step_seed
 from nsft_exp.recipe import Recipe
-from nsft_exp.reference import Live, Reference, evaluating, row_features
+from nsft_exp.reference import Live, Reference, evaluating, hidden_states
 from nsft_exp.resources import telling_out_of_memory, times
 from nsft_exp.sharding import is_used_always, part_of, whole
 from nsft_exp.sums import Totals, add, contents, means, term_weights
@@ -195,7 +195,7 @@ class TokenTraining(L.LightningModule):
         """The policy's and the reference's token scores of a micro-batch."""
         head = self.model.lm_head
         features = self.loaded.features(batch.pixels) if batch.pixels is not None else None
-        hidden = self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
+        hidden = hidden_states(self.loaded, batch, features)
         if self.value_head is not None:
             zeros, value = torch.zeros_like(batch.weight), self.value_head(hidden)
             return TokenScores(zeros, batch.weight, batch.role, batch.example, value=value), None

@@ -56,7 +56,7 @@ class Live:
     def hidden(self, batch: Batch, features: Features | None) -> Tensor:
         """The reference's last hidden states [B, T, H], for an exact divergence."""
         with torch.no_grad(), self.switched_off():
-            return self.loaded.hidden(batch.ids, row_features(self.loaded, batch, features))
+            return hidden_states(self.loaded, batch, features)
 
 
 class Cached:
@@ -105,9 +105,14 @@ def reference_mode(needs: str, tuning: Tuning, asked: str) -> str:
 
 def token_scores(loaded: LoadedHF, batch: Batch, features: Features | None = None) -> TokenScores:
     """Return the model's log-probabilities of a micro-batch's supervised tokens."""
-    hidden = loaded.hidden(batch.ids, row_features(loaded, batch, features))
+    hidden = hidden_states(loaded, batch, features)
     logp = losses.token_logps(hidden, loaded.model.lm_head, batch.ids, batch.where)
     return TokenScores(logp, batch.weight, batch.role, batch.example)
+
+
+def hidden_states(loaded: LoadedHF, batch: Batch, features: Features | None = None) -> Tensor:
+    """The model's last hidden states [B, T, H] of a micro-batch; `features` are its images' where known."""
+    return loaded.hidden(batch.ids, row_features(loaded, batch, features), batch.branches)
 
 
 def row_features(loaded: LoadedHF, batch: Batch, features: Features | None = None) -> Features | None:

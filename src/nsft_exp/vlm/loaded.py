@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nsft_exp.batching import Pictures
+from nsft_exp.branches import Branches
 from nsft_exp.conversation import VICUNA_V1, ChatEncoder, PromptStyle
 from nsft_exp.images import Layout, image_size, open_image
 from nsft_exp.records import Reply, Request, UserError
@@ -134,15 +135,28 @@ class LoadedHF:
             found = torch.arange(ids.shape[1], device=ids.device).expand(1, *ids.shape)
         return found
 
-    def hidden(self, ids: Tensor, features: Features | None = None, **options: Any) -> Tensor:
+    def hidden(
+        self, ids: Tensor, features: Features | None = None, branches: Branches | None = None
+    ) -> Tensor:
         """Return the last hidden states [B, T, H] of token ids [B, T], padded on the right.
 
-        `features` are the images of the rows that have one, in row order.
+        `features` are the images of the rows that have one, in row order. With `branches` the rows are run as
+        these pack them, to the same states beyond rounding.
         """
         grids = iter(features.grids if features else ())
-        has_image = (ids == self.chat.image_token_id).any(1).tolist()
-        positions = self.family.positions(ids, [next(grids) if has else None for has in has_image])
-        return self.run(ids, features, positions, use_cache=False, **options).last_hidden_state
+        has_image = (ids == self.chat.image_token_id).any(1)
+        in_rows = [next(grids) if has else None for has in has_image.tolist()]
+        # Eager attention would add a mask of truth values to its scores instead of hiding what is false.
+        if branches is None or self.model.config.text_config._attn_implementation != "sdpa":
+            positions = self.family.positions(ids, in_rows)
+            return self.run(ids, features, positions, use_cache=False).last_hidden_state
+        if features is not None:
+            number = has_image.cumsum(0) - 1
+            features = features[number[branches.first][has_image[branches.first]]]
+        packed = branches.packed(ids, self.pad_id)
+        positions = branches.packed(self.positions(ids, in_rows))
+        out = self.run(packed, features, positions, use_cache=False, attention_mask=branches.mask())
+        return branches.unpacked(out.last_hidden_state)
 
     def run(
         self, ids: Tensor, features: Features | None = None, positions: Tensor | None = None, **options: Any
