@@ -57,7 +57,7 @@ def run(
     if progress and world.first:
         callbacks.append(StepBar(num_steps))
     # Deterministic algorithms would also fill every new tensor before it is written: a tenth of a small step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=options.devices if world.size > 1 else 1,
