@@ -1,4 +1,4 @@
-"""Rows that begin alike are run as one, to the same log-probabilities and gradients as apart."""
+"""What begins alike is run as one, to what it comes to apart: rows in training, answers to one request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from nsft_exp.batching import Batch, collate, encode_examples
 from nsft_exp.branches import PADDING, branches_of
-from nsft_exp.records import Conversation, Example, Turn
+from nsft_exp.records import Conversation, Decoding, Example, Request, Turn
 from nsft_exp.reference import hidden_states, token_scores
 from nsft_exp.vlm.loaded import LoadedHF
 from nsft_exp.vlm.scratch import ScratchLlava
@@ -147,7 +147,7 @@ def test_a_branch_does_not_see_the_other_one(loaded: LoadedHF, images: list[str]
     assert torch.allclose(*found, atol=1e-5)
 
 
-def test_with_eager_attention_rows_are_run_apart(loaded: LoadedHF, mixed: Batch) -> None:
+def test_eager_attention_sees_the_same(loaded: LoadedHF, mixed: Batch) -> None:
     """Its masks are numbers to add: one of truth values would hide nothing."""
     expected = token_scores(loaded, mixed).logp
     loaded.model.set_attn_implementation("eager")
@@ -155,3 +155,48 @@ def test_with_eager_attention_rows_are_run_apart(loaded: LoadedHF, mixed: Batch)
         assert torch.allclose(token_scores(loaded, mixed).logp, expected, atol=1e-4)
     finally:
         loaded.model.set_attn_implementation("sdpa")
+
+
+# --- answers to one request ------------------------------------------------------------------------
+
+
+def test_answers_to_one_request_are_those_of_each_alone_and_keep_its_prompt_once(
+    loaded: LoadedHF, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Decoding(12, temperature=1.5)
+    requests = [
+        Request(f"{n}", image, (Turn("prompt", "What is " + "there " * n + "?"),), n=4, decoding=how,
+                candidates=("Yes", "No"))
+        for n, image in enumerate([*images, None])
+    ]  # fmt: skip
+    run, sizes = loaded.run, []
+    monkeypatch.setattr(
+        loaded, "run", lambda ids, *a, **k: (sizes.append(tuple(ids.shape)), run(ids, *a, **k))[1]
+    )
+    monkeypatch.setattr(loaded, "batch_size", 1)
+    alone = dict(loaded.generate(requests))
+    assert {rows for rows, _ in sizes} == {1}
+    sizes.clear()
+    monkeypatch.setattr(loaded, "batch_size", 64)
+    together = dict(loaded.generate(requests))
+    assert {answers for rows, answers in sizes if answers > 1} >= {4}
+    assert max(rows for rows, _ in sizes) == len(images)
+    for key, replies in alone.items():
+        assert len({reply.ids for reply in replies}) > 1
+        assert [reply.ids for reply in together[key]] == [reply.ids for reply in replies]
+        for mine, plain in zip(together[key], replies, strict=True):
+            assert mine.logps == pytest.approx(plain.logps, abs=1e-4)
+            assert mine.candidate_logps == pytest.approx(plain.candidate_logps, abs=1e-4)
+
+
+def test_with_eager_attention_answers_to_one_request_are_the_same(
+    loaded: LoadedHF, images: list[str]
+) -> None:
+    request = Request("r", images[0], (Turn("prompt", "What?"),), n=3, decoding=Decoding(8, temperature=1.5))
+    ((_, expected),) = loaded.generate([request])
+    loaded.model.set_attn_implementation("eager")
+    try:
+        ((_, found),) = loaded.generate([request])
+    finally:
+        loaded.model.set_attn_implementation("sdpa")
+    assert [reply.ids for reply in found] == [reply.ids for reply in expected]

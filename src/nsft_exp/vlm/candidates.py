@@ -36,7 +36,7 @@ def _copy_of(state: State, rows: torch.Tensor) -> State:
     """Some rows' state in memory of its own, so that it can grow without changing this one's."""
     cache = copy.copy(state.cache)
     cache.layers = [copy.copy(layer) for layer in state.cache.layers]
-    part = State(cache, state.mask, state.position, state.logits)
+    part = State(cache, state.mask, state.owner, state.position, state.logits)
     part.keep(rows)
     return part
 
@@ -48,7 +48,7 @@ def _answer_logps(loaded: LoadedHF, state: State, answers: list[list[int]]) -> l
     totals = torch.zeros(len(answers), dtype=torch.float64)
     for step in range(longest):
         tokens = padded[:, step : step + 1].to(state.logits.device)
-        logps = state.logits.log_softmax(-1).gather(1, tokens)[:, 0].double().cpu()
+        logps = state.logits[:, 0].log_softmax(-1).gather(1, tokens)[:, 0].double().cpu()
         totals += torch.where(torch.tensor([len(ids) > step for ids in answers]), logps, 0.0)
         if step < longest - 1:
             advance(loaded, state, tokens)

@@ -27,6 +27,9 @@ from nsft_exp.vlm.sampling import choose
 if TYPE_CHECKING:
     from nsft_exp.vlm.loaded import LoadedHF
 
+Answers = list[Row]
+"""Answers in the making to one request, whose prompt they share."""
+
 
 def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[str, tuple[Reply, ...]]]:
     """Yield (request id, replies) for every request, as their batches end.
@@ -36,61 +39,61 @@ def generate(loaded: LoadedHF, requests: Sequence[Request]) -> Iterator[tuple[st
     """
     for request in requests:
         refuse(request)
-    rows = [row for request in requests for row in rows_of(loaded, request)]
-    loaded.memory.recall(rows, loaded.batch_size)
-    rows.sort(key=_place)
+    asked = [rows_of(loaded, request) for request in requests]
+    loaded.memory.recall([row for answers in asked for row in answers], loaded.batch_size)
     waiting: dict[str, list[Row]] = defaultdict(list)
-    for batch in _batches(rows, loaded.batch_size):
+    for batch in _batches(asked, loaded.batch_size):
         try:
-            (_answer if batch[0].request.decoding.num_beams == 1 else _search)(loaded, batch)
+            (_answer if batch[0][0].request.decoding.num_beams == 1 else _search)(loaded, batch)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"out of memory answering {len(batch)} requests at once; lower vlm.batch_size"
+                f"out of memory answering {sum(map(len, batch))} requests at once; lower vlm.batch_size"
             ) from None
-        for row in batch:
+        for row in (row for answers in batch for row in answers):
             waiting[row.request.id].append(row)
             if len(waiting[row.request.id]) == row.request.n:
                 ready = sorted(waiting.pop(row.request.id), key=lambda r: r.number)
                 yield row.request.id, tuple(reply_of(loaded, r) for r in ready)
 
 
-def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    """Cut rows into batches of one kind (`_kind`)."""
-    kinds: dict[Any, list[Row]] = defaultdict(list)
-    for row in rows:
-        kinds[_kind(row)].append(row)
-    for (_, beams, *_), some in sorted(kinds.items(), reverse=True):
-        start = 0
-        while start < len(some):
-            end = start + max(1, size // beams)
-            while end < len(some) and _bound(some[end - 1], some[end]):
-                end += 1
-            yield some[start:end]
-            start = end
+def _batches(asked: Sequence[Answers], size: int) -> Iterator[list[Answers]]:
+    """Cut what is asked into batches of one kind (`_kind`), of at most `size` rows where that can be."""
+    kinds: dict[Any, list[Answers]] = defaultdict(list)
+    for part in sorted((part for answers in asked for part in _parts(answers, size)), key=_place):
+        kinds[_kind(part)].append(part)
+    for (_, beams, rows, *_), some in sorted(kinds.items(), reverse=True):
+        number = max(1, size // (beams * rows))
+        yield from (some[start : start + number] for start in range(0, len(some), number))
 
 
-def _kind(row: Row) -> tuple[bool, int, int, bool]:
-    """What the rows of a batch have in common: an image or none, the beams and with several the limit, a past
-    or none.
+def _parts(answers: Answers, size: int) -> Iterator[Answers]:
+    """Cut a request's answers to the size of a batch, but for those that look at one another's tokens."""
+    decoding = answers[0].request.decoding
+    step = len(answers) if decoding.diversity > 0 else max(1, size // decoding.num_beams)
+    yield from (answers[start : start + step] for start in range(0, len(answers), step))
+
+
+def _kind(answers: Answers) -> tuple[bool, int, int, int, bool]:
+    """What the requests of a batch have in common: an image or none, the beams, the number of answers, with
+    several beams the limit, a past or none.
     """
+    row = answers[0]
     beams = row.request.decoding.num_beams
-    return row.request.image is not None, beams, row.limit if beams > 1 else 0, bool(row.past)
+    limit = row.limit if beams > 1 else 0
+    return row.request.image is not None, beams, len(answers), limit, bool(row.past)
 
 
-def _bound(first: Row, second: Row) -> bool:
-    """True for two answers that look at one another's tokens, and so belong into one batch."""
-    return first.request is second.request and first.request.decoding.diversity > 0
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    """Where a row stands: batches hold rows of similar length, the longest first, about few images."""
+def _place(answers: Answers) -> tuple[Any, ...]:
+    """Where answers stand: batches hold those of similar length, the longest first, about few images."""
+    row = answers[0]
     image = row.request.image
     return -(len(row.prompt) // 32), str(image), -len(row.prompt), row.request.id, row.number
 
 
 @torch.inference_mode()
-def _search(loaded: LoadedHF, rows: list[Row]) -> None:
+def _search(loaded: LoadedHF, asked: list[Answers]) -> None:
     """Answer rows by beam search."""
+    rows = [row for answers in asked for row in answers]
     features, place = image_features(loaded, rows)
     ids, mask, positions = pad_prompts(
         loaded, [row.prompt for row in rows], [positions_of(loaded, row) for row in rows]
@@ -100,30 +103,45 @@ def _search(loaded: LoadedHF, rows: list[Row]) -> None:
 
 
 @torch.inference_mode()
-def _answer(loaded: LoadedHF, rows: list[Row]) -> None:
-    state = prefill(loaded, rows)
-    score_candidates(loaded, rows, state)
-    live = rows
+def _answer(loaded: LoadedHF, asked: list[Answers]) -> None:
+    firsts = [answers[0] for answers in asked]
+    state = prefill(loaded, firsts)
+    score_candidates(loaded, firsts, state)
+    state.begin(len(asked[0]))
     while True:
-        running = [number for number, row in enumerate(live) if not row.done()]
+        running = [number for number, answers in enumerate(asked) if not _ended(answers)]
         if not running:
-            loaded.memory.keep(enumerate(live), state.cache, state.mask)
+            _remember(loaded, asked, state)
             return
-        if len(running) <= len(live) // 2:
-            ended = ((number, row) for number, row in enumerate(live) if row.done())
-            loaded.memory.keep(ended, state.cache, state.mask)
+        if len(running) <= len(asked) // 2:
+            _remember(loaded, asked, state)
             state.keep(torch.tensor(running, device=state.logits.device))
-            live = [live[number] for number in running]
-        _step(loaded, live, state)
+            asked = [asked[number] for number in running]
+        _step(loaded, asked, state)
 
 
-def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
-    """Choose every running row's next token and run it through the model."""
-    chosen = choose(
-        state.logits, [None if row.done() else row.noise for row in rows], [row.request for row in rows]
-    )
-    _diversify(chosen, state.logits, rows)
-    logps = state.logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+def _ended(answers: Answers) -> bool:
+    return all(row.done() for row in answers)
+
+
+def _remember(loaded: LoadedHF, asked: list[Answers], state: State) -> None:
+    """Have the model's memory keep what has been run of the requests whose answers have ended."""
+    ended = [
+        (n, answers) for n, answers in enumerate(asked) if answers[0].request.lineage and _ended(answers)
+    ]
+    places = [state.places(k) for k in range(len(asked[0]))] if ended else []
+    found = ((row, n, places[k][n]) for n, answers in ended for k, row in enumerate(answers))
+    loaded.memory.keep(found, state.cache)
+
+
+def _step(loaded: LoadedHF, asked: list[Answers], state: State) -> None:
+    """Choose every running answer's next token and run it through the model."""
+    rows = [row for answers in asked for row in answers]
+    logits = state.logits.flatten(0, 1)
+    noise = [None if row.done() else row.noise for row in rows]
+    chosen = choose(logits, noise, [row.request for row in rows])
+    _diversify(chosen, logits, rows)
+    logps = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
     for row, token, logp in zip(rows, chosen.tolist(), logps, strict=True):
         if row.done():
             continue
@@ -134,7 +152,7 @@ def _step(loaded: LoadedHF, rows: list[Row], state: State) -> None:
         elif row.request.decoding.one_sentence and token in loaded.sentence_ends:
             row.finish = "sentence"
     if not all(row.done() for row in rows):
-        advance(loaded, state, chosen[:, None])
+        advance(loaded, state, chosen.view(len(asked), -1))
 
 
 def _diversify(chosen: Tensor, logits: Tensor, rows: list[Row]) -> None:

@@ -146,8 +146,7 @@ class LoadedHF:
         grids = iter(features.grids if features else ())
         has_image = (ids == self.chat.image_token_id).any(1)
         in_rows = [next(grids) if has else None for has in has_image.tolist()]
-        # Eager attention would add a mask of truth values to its scores instead of hiding what is false.
-        if branches is None or self.model.config.text_config._attn_implementation != "sdpa":
+        if branches is None:
             positions = self.family.positions(ids, in_rows)
             return self.run(ids, features, positions, use_cache=False).last_hidden_state
         if features is not None:
@@ -163,11 +162,19 @@ class LoadedHF:
     ) -> Any:
         """Return the output of the language model below its head (with a cache where `options` ask for one).
 
-        `positions` [axes, B, T] None: they count tokens. Raises ValueError as `embeddings` does.
+        `positions` [axes, B, T] None: they count tokens. An `attention_mask` is one of real tokens [B, T], or
+        of what each one sees: bool [B, 1, T, all T]. Raises ValueError as `embeddings` does.
         """
         embeddings = self.embeddings(ids, features)
         if positions is not None:
             options["position_ids"] = positions[0] if len(positions) == 1 else positions
+        mask, attention = options.get("attention_mask"), self.model.config.text_config._attn_implementation
+        if mask is not None and mask.dim() == 4 and attention == "eager":
+            # It adds its mask to the scores: truth values would hide nothing.
+            hidden = torch.finfo(embeddings.dtype).min
+            options["attention_mask"] = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(
+                ~mask, hidden
+            )
         return self.model.model.language_model(inputs_embeds=embeddings, **options)
 
     def embeddings(self, ids: Tensor, features: Features | None = None) -> Tensor:

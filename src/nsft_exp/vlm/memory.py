@@ -68,21 +68,19 @@ class Memory:
         shared = common(longest.ids, rest) if longest else 0
         return (known, longest.first(shared)) if longest and shared else (known,)
 
-    def keep(self, rows: Iterable[tuple[int, Row]], cache: Cache, mask: Tensor) -> None:
+    def keep(self, rows: Iterable[tuple[Row, int, Tensor]], cache: Cache) -> None:
         """Keep what has been run of the rows with a lineage, as far as there is room.
 
-        Each comes with its place in the batch. `mask` [B, T] says which tokens of the cache are real: a row's
-        first ones are its prompt and its answer, but for the last, which may not have been run.
+        Each comes with its row of the cache, and which places [T] of that are its own: the first ones are its
+        prompt and its answer, but for the last token, which may not have been run.
         """
-        for number, row in rows:
-            if not row.request.lineage:
-                continue
+        for row, number, own in rows:
             key, ids = key_of(row), (*row.prompt, *row.ids)[:-1]
             known = self._prompts[key].ids if key in self._prompts else ()
             if ids[: len(known)] != known or self.tokens + len(ids) - len(known) > self._room:
                 continue
             self.tokens += len(ids) - len(known)
-            start, places = len(known) or len(row.prompt) - 1, mask[number].nonzero()[: len(ids), 0]
+            start, places = len(known) or len(row.prompt) - 1, own.nonzero()[: len(ids), 0]
             if not known:
                 self._prompts[key] = taken(cache, number, places[:start], ids[:start])
             self._answers[key].append(taken(cache, number, places[start:], ids[start:]))

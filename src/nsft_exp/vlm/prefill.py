@@ -20,35 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """The running batch: its cache, which places are real, each row's next position and next logits.
+    """The running batch of R requests with n answers each: its cache, each request's next position, and the
+    answers' next logits.
 
-    `mask` is [B, T], `position` [axes, B, 1], `logits` [B, V].
+    The answers to a request share its prompt in one row of the cache, in which they take turns: `mask` [R, T]
+    says which places are real, `owner` [T] whose each is (0: all answers', else that of the n-th, from 1).
+    `position` is [axes, R, 1], `logits` [R, n, V].
     """
 
     cache: Cache
     mask: Tensor
+    owner: Tensor
     position: Tensor
     logits: Tensor
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep some rows of the batch only."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.position, self.logits = self.mask[rows], self.position[:, rows], self.logits[rows]
+    def keep(self, requests: Tensor) -> None:
+        """Keep some requests of the batch only."""
+        self.cache.batch_select_indices(requests)
+        self.mask, self.logits = self.mask[requests], self.logits[requests]
+        self.position = self.position[:, requests]
+
+    def begin(self, answers: int) -> None:
+        """Have each request answered so many times."""
+        self.logits = self.logits.expand(-1, answers, -1)
+
+    def places(self, answer: int) -> Tensor:
+        """Return which places [R, T] hold a request's prompt and the answer with this number, from 0."""
+        return self.mask.bool() & ((self.owner == 0) | (self.owner == answer + 1))
 
 
 def prefill(loaded: LoadedHF, rows: list[Row]) -> State:
-    """Run the prompts; `logits` are those of the first answer token.
+    """Run the prompts of different requests; `logits` are those of the first answer token.
 
-    A request's prompt is run once for all of its answers. Rows with a past (all of them, or none) go on after
-    it. Where rows ask about the same images, the prompt up to the image (the same for all) is run once an
-    image.
+    Rows with a past (all of them, or none) go on after it. Where rows ask about the same images, the prompt
+    up to the image (the same for all) is run once an image.
     """
-    asked = [id(row.request) for row in rows]
-    different = list(dict.fromkeys(asked))
-    if len(different) < len(rows):
-        state = prefill(loaded, [rows[asked.index(key)] for key in different])
-        state.keep(torch.tensor([different.index(key) for key in asked], device=loaded.device))
-        return state
     positions = [positions_of(loaded, row) for row in rows]
     if rows[0].past:
         cache, mask = cache_of([row.past for row in rows])
@@ -117,9 +123,10 @@ def _run_prompts(
     mask = torch.cat([before, mask], dim=1) if before is not None else mask
     cache = growing_cache() if cache is None else cache
     out = loaded.run(ids, features, position, attention_mask=mask, past_key_values=cache, use_cache=True)
-    logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    logits = loaded.model.lm_head(out.last_hidden_state[:, -1:]).float()
     following = position.amax(dim=(0, 2)) + 1  # M-RoPE goes on after the largest of the axes
-    return State(cache, mask, following.expand(len(position), -1)[..., None], logits)
+    owner = mask.new_zeros(mask.shape[1])
+    return State(cache, mask, owner, following.expand(len(position), -1)[..., None], logits)
 
 
 def pad_prompts(
@@ -140,14 +147,22 @@ def pad_left(positions: Tensor, length: int) -> Tensor:
 
 
 def advance(loaded: LoadedHF, state: State, tokens: Tensor) -> None:
-    """Run one more token [B, 1] of every row through the model."""
+    """Run one more token [R, n] of every answer through the model."""
+    answers = tokens.shape[1]
+    whose = torch.arange(1, answers + 1, device=tokens.device)
     state.mask = torch.cat([state.mask, torch.ones_like(tokens)], dim=1)
+    state.owner = torch.cat([state.owner, whose])
     out = loaded.run(
         tokens,
-        positions=state.position,
-        attention_mask=state.mask,
+        positions=state.position.expand(-1, -1, answers),
+        attention_mask=state.mask if answers == 1 else visible(state, answers),
         past_key_values=state.cache,
         use_cache=True,
     )
-    state.logits = loaded.model.lm_head(out.last_hidden_state[:, -1]).float()
+    state.logits = loaded.model.lm_head(out.last_hidden_state).float()
     state.position = state.position + 1
+
+
+def visible(state: State, answers: int) -> Tensor:
+    """Return which places the answers' next tokens see: bool [R, 1, n, T]."""
+    return torch.stack([state.places(answer) for answer in range(answers)], dim=1)[:, None]
