@@ -137,12 +137,11 @@ def _remember(loaded: LoadedHF, asked: list[Answers], state: State) -> None:
 def _step(loaded: LoadedHF, asked: list[Answers], state: State) -> None:
     """Choose every running answer's next token and run it through the model."""
     rows = [row for answers in asked for row in answers]
-    logits = state.logits.flatten(0, 1)
     noise = [None if row.done() else row.noise for row in rows]
-    chosen = choose(logits, noise, [row.request for row in rows])
-    _diversify(chosen, logits, rows)
-    logps = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
-    for row, token, logp in zip(rows, chosen.tolist(), logps, strict=True):
+    chosen = choose(state.logits.flatten(0, 1), noise, [row.request for row in rows]).view(len(asked), -1)
+    _diversify(chosen, state.logits, asked)
+    logps = state.logits.log_softmax(-1).gather(2, chosen[..., None]).flatten().tolist()
+    for row, token, logp in zip(rows, chosen.flatten().tolist(), logps, strict=True):
         if row.done():
             continue
         row.ids.append(token)
@@ -152,20 +151,24 @@ def _step(loaded: LoadedHF, asked: list[Answers], state: State) -> None:
         elif row.request.decoding.one_sentence and token in loaded.sentence_ends:
             row.finish = "sentence"
     if not all(row.done() for row in rows):
-        advance(loaded, state, chosen.view(len(asked), -1))
+        advance(loaded, state, chosen)
 
 
-def _diversify(chosen: Tensor, logits: Tensor, rows: list[Row]) -> None:
+def _diversify(chosen: Tensor, logits: Tensor, asked: list[Answers]) -> None:
     """Have the greedy answers to one request avoid one another's tokens: group beam search, a beam a group.
 
-    Vijayakumar et al. 2018 with the Hamming penalty, as transformers 4 had it. Changes `chosen` [B] in place.
+    Vijayakumar et al. 2018 with the Hamming penalty, as transformers 4 had it: each answer's logits [R, n, V]
+    lose the request's `diversity` at the tokens of those before it. Changes `chosen` [R, n] in place.
     """
-    taken: dict[str, list[int]] = defaultdict(list)
-    for number, row in sorted(enumerate(rows), key=lambda pair: pair[1].number):
-        if row.done() or row.noise is not None or not row.request.decoding.diversity:
-            continue
-        scores = logits[number].clone()
-        for token in taken[row.request.id]:
-            scores[token] -= row.request.decoding.diversity
-        chosen[number] = scores.argmax()
-        taken[row.request.id].append(int(chosen[number]))
+    strength = torch.tensor([[_diversity(row) for row in answers] for answers in asked], device=logits.device)
+    if not strength.any():
+        return
+    for k in range(1, len(asked[0])):
+        penalty = torch.zeros_like(logits[:, k]).scatter_add_(1, chosen[:, :k], strength[:, :k])
+        other = (logits[:, k] - penalty).argmax(-1)
+        chosen[:, k] = torch.where(strength[:, k] > 0, other, chosen[:, k])
+
+
+def _diversity(row: Row) -> float:
+    """What a running answer's token costs in those after it; sampled ones take no part."""
+    return 0.0 if row.done() or row.noise is not None else row.request.decoding.diversity
