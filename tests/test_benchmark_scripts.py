@@ -42,3 +42,9 @@ def test_the_true_shape_is_that_of_the_published_checkpoint(monkeypatch: pytest.
     assert sum(p.numel() for p in model.parameters()) == 7_063_427_072
     assert model.lm_head.weight.shape == (32064, 4096)
     assert model.config.image_seq_length == 576
+
+
+def test_what_sharing_saves_is_measured_for_pairs_and_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = script("sharing", monkeypatch).measure(rows=2, answers=2, repeats=1)
+    assert list(found) == ["gradients of 2 pairs", "2 answers to 2 requests"]
+    assert all(shared > 0 and apart > 0 for shared, apart in found.values())
