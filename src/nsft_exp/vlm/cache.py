@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Keys and values [H, T, D] of every layer."""
 ROOM = 64
-"""Tokens that a layer has room for when it has to be moved."""
+"""Tokens of an answer that a layer gets room for when it has to be moved."""
 
 
 def growing_cache() -> Cache:
@@ -30,6 +30,13 @@ def filled_cache(rows: Sequence[Sequence[Layers]], length: int) -> Cache:
     return cache
 
 
+def expect(cache: Cache, answers: int) -> None:
+    """Have a growing cache make room for so many answers a row from now on."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.more = ROOM * answers
+
+
 class GrowingLayer(DynamicLayer):
     """A layer's keys and values [B, H, T, D], a view of the first T places of what is allocated.
 
@@ -38,6 +45,8 @@ class GrowingLayer(DynamicLayer):
 
     keys: Tensor
     values: Tensor
+    more: int = ROOM
+    """Tokens that it gets room for when it is moved."""
     _room: tuple[Tensor, Tensor] | None = None
 
     def fill(self, rows: Sequence[Layers], length: int) -> None:
@@ -73,10 +82,9 @@ class GrowingLayer(DynamicLayer):
         self._look(end)
         return self.keys, self.values
 
-    @staticmethod
-    def _moved(old: Tensor, new: Tensor, end: int) -> Tensor:
-        """What `old` holds, with room for ROOM tokens beyond `end`."""
-        room = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
+    def _moved(self, old: Tensor, new: Tensor, end: int) -> Tensor:
+        """What `old` holds, with room for some tokens beyond `end`."""
+        room = new.new_empty(*new.shape[:2], end + self.more, new.shape[-1])
         if old.numel():
             room[:, :, : old.shape[-2]] = old
         return room

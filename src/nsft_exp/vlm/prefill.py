@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from nsft_exp.vlm.cache import growing_cache
+from nsft_exp.vlm.cache import expect, growing_cache
 from nsft_exp.vlm.family import Features
 from nsft_exp.vlm.memory import cache_of
 from nsft_exp.vlm.row import Row
@@ -43,6 +43,7 @@ class State:
     def begin(self, answers: int) -> None:
         """Have each request answered so many times."""
         self.logits = self.logits.expand(-1, answers, -1)
+        expect(self.cache, answers)
 
     def places(self, answer: int) -> Tensor:
         """Return which places [R, T] hold a request's prompt and the answer with this number, from 0."""
