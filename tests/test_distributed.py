@@ -91,6 +91,11 @@ def assert_same_weights(one: Path, two: Path) -> None:
         assert torch.allclose(there[name], value, rtol=1e-3, atol=1e-6), name
 
 
+def started_in(folder: Path, data: Path, words: Sequence[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "nsft_exp", *WORDS, f"paths.data={data}", *words]
+    return subprocess.Popen(command, cwd=folder, text=True, stderr=subprocess.PIPE, start_new_session=True)
+
+
 @pytest.fixture
 def cell(tmp_path: Path, toy_data: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `nsft` with these words in a directory of its own (`at`); the process is given.
@@ -101,18 +106,28 @@ def cell(tmp_path: Path, toy_data: Path) -> Iterator[Callable[..., subprocess.Po
 
     def start(at: str, *words: str) -> subprocess.Popen[str]:
         (tmp_path / at).mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "nsft_exp", *WORDS, f"paths.data={toy_data}", *words]
-        started.append(
-            subprocess.Popen(
-                command, cwd=tmp_path / at, text=True, stderr=subprocess.PIPE, start_new_session=True
-            )
-        )
+        started.append(started_in(tmp_path / at, toy_data, words))
         return started[-1]
 
     yield start
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Callable[..., Path]:
+    """Run `nsft` with these words in one process, once for all tests; its directory is given."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*words: str) -> Path:
+        if words not in made:
+            root = tmp_path_factory.mktemp("alone")
+            done(started_in(root, toy_data, (*ONE, *words)))
+            made[words] = root
+        return made[words]
+
+    return run
 
 
 def done(process: subprocess.Popen[str]) -> str:
@@ -151,18 +166,17 @@ def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any)
     ],
 )
 def test_parts_on_every_rank_train_as_one_process_does(
-    how: Sequence[str], method: str, tuning: str, reference: str, tmp_path: Path, cell: Any
+    how: Sequence[str], method: str, tuning: str, reference: str, tmp_path: Path, cell: Any, alone: Any
 ) -> None:
     words = (f"method={method}", f"tuning={tuning}", f"trainer.reference={reference}")
     words += ("tuning.train_projector=true",) if method == "nsft" else ()
     # three held out for two ranks, so that one of them has a pass less; answers are all ranks' work too
     held_out = ("trainer.held_out=3", "trainer.validate_every=3", "trainer.sample_answers=2")
-    processes = [cell(at, *how, *words, *held_out) for at, how in (("one", ONE), ("two", how))]
-    for process in processes:
-        done(process)
-    assert assert_same_curve(tmp_path / "one", tmp_path / "two")[-1] == 6
-    assert_same_weights(tmp_path / "one", tmp_path / "two")
-    answers = [(folder_of(tmp_path / at) / "samples.jsonl").read_text("utf-8") for at in ("one", "two")]
+    done(cell("two", *how, *words, *held_out))
+    one, two = alone(*words, *held_out), tmp_path / "two"
+    assert assert_same_curve(one, two)[-1] == 6
+    assert_same_weights(one, two)
+    answers = [(folder_of(root) / "samples.jsonl").read_text("utf-8") for root in (one, two)]
     assert answers[0] == answers[1]
 
 
@@ -204,10 +218,9 @@ def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, ce
     ],
 )
 def test_a_stopped_training_goes_on_with_another_number_of_processes(
-    before: Sequence[str], after: Sequence[str], tuning: str, tmp_path: Path, cell: Any
+    before: Sequence[str], after: Sequence[str], tuning: str, tmp_path: Path, cell: Any, alone: Any
 ) -> None:
     how = ("method=cont_sft", f"tuning={tuning}", LONG, "recipe.learning_rate=1e-5")
-    left_alone = cell("whole", *ONE, *how)
     stopped = cell("stopped", *before, *how)
     wait_for_rows(tmp_path / "stopped", 2, stopped)
     stopped.send_signal(signal.SIGTERM)
@@ -217,8 +230,7 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(
     assert (folder_of(tmp_path / "stopped") / "checkpoint" / "last.ckpt").exists()
     assert len(curve(tmp_path / "stopped")) < 120
     done(cell("stopped", *after, *how))
-    done(left_alone)
-    assert_same_training(tmp_path / "whole", tmp_path / "stopped", 120)
+    assert_same_training(alone(*how), tmp_path / "stopped", 120)
 
 
 def wait_for_rows(root: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -239,7 +251,7 @@ def wait_for_rows(root: Path, count: int, process: subprocess.Popen[str]) -> Non
     ids=["whole", "in parts", "ZeRO-3"],
 )
 def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(
-    how: Sequence[str], tmp_path: Path, cell: Any
+    how: Sequence[str], tmp_path: Path, cell: Any, alone: Any
 ) -> None:
     process = cell("cell", "method=cont_sft", *how, LONG)
     wait_for_rows(tmp_path / "cell", 1, process)
@@ -254,8 +266,7 @@ def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(
     assert not (folder_of(tmp_path / "cell") / "adapter").exists()
     assert not (folder_of(tmp_path / "cell") / "manifest.json").exists()
     done(cell("cell", "method=cont_sft", *how, LONG))
-    done(cell("whole", "method=cont_sft", *ONE, LONG))
-    assert_same_training(tmp_path / "whole", tmp_path / "cell", 120)
+    assert_same_training(alone("method=cont_sft", LONG), tmp_path / "cell", 120)
 
 
 @pytest.mark.slow
