@@ -35,7 +35,7 @@ HUB_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""Written from the rules of CHECKPOINTS, section 5."""
+"""Written from the rules of the original conversation code."""
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_folder_of_another_family_or_without_weights_is_refused(saved: Path, t
 
 
 def shapes() -> dict[tuple[str, int, int], Any]:
-    """The published configurations, from CHECKPOINTS' section 1 and the classes' defaults."""
+    """The published configurations, from the hub's config files and the classes' defaults."""
     from transformers import LlavaConfig, LlavaNextConfig, Qwen2_5_VLConfig
 
     vision = {

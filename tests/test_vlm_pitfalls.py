@@ -1,4 +1,4 @@
-"""What bites with the real checkpoints (CHECKPOINTS, section 0), one test each; and QLoRA."""
+"""What bites with the real checkpoints, one test each; and QLoRA."""
 
 from __future__ import annotations
 

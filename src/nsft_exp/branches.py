@@ -1,9 +1,9 @@
 """Rows that begin alike, run as one: what they have in common once, then what is each one's own.
 
-Chosen and rejected follow the same image and question, which are most of a pair's tokens: with LLaVA-1.5's 576
-for the image, 60 of text and two answers of 128 a pair is 892 tokens instead of 1528. A packed row is the common
-tokens and then one branch after another; a branch sees the common tokens and itself, at the positions that it
-has in a row of its own.
+Chosen and rejected follow the same image and question, which are most of a pair's tokens: with LLaVA-1.5's
+576 for the image, 60 of text and two answers of 128 a pair is 892 tokens instead of 1528. A packed row is the
+common tokens and then one branch after another; a branch sees the common tokens and itself, at the positions
+that it has in a row of its own.
 """
 
 from __future__ import annotations

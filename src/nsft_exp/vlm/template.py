@@ -2,7 +2,7 @@
 
 transformers, TRL and vLLM render a template to text and tokenise that as a whole, and take BOS from the
 template. Training tokenises the parts around an image alone, so that a space (`▁`) begins each of them. Which
-spaces say the same in one text depends on the tokenizer (CHECKPOINTS: section 4): the candidates are tried.
+spaces say the same in one text depends on the tokenizer: the candidates are tried.
 `{% generation %}` marks answers with their end token, what TRL's `assistant_only_loss` trains on.
 """
 

@@ -1,6 +1,6 @@
 """A Llama-type tokenizer (SentencePiece-like BPE with byte fallback) trained on given texts.
 
-Its layout is that of the LLaVA checkpoints (CHECKPOINTS: section 4): ids 0 `<unk>`, 1 `<s>`, 2 `</s>`, then
+Its layout is that of the LLaVA checkpoints: ids 0 `<unk>`, 1 `<s>`, 2 `</s>`, then
 the 256 bytes, then the pieces; `<image>` and `<pad>` are added tokens after the last piece. A space is
 written "▁", and one is put before the first piece of a text, but not after a special token (non-legacy).
 """
