@@ -1,7 +1,7 @@
 """What a checkpoint's folder is, against what is known of it and of its family: `nsft check vlm=...`.
 
-The facts are those of the published checkpoints and their original code. What a folder says otherwise is told,
-line by line; nothing is mended here. Weights are read once; no network is needed for a folder.
+The facts are those of the published checkpoints and their original code. What a folder says otherwise is
+told, line by line; nothing is mended here. Weights are read once; no network is needed for a folder.
 """
 
 from __future__ import annotations
