@@ -43,7 +43,8 @@ ALLOWED = {
     "checkpoint": (*VOCABULARY, "child", "world"),
     "progress": VOCABULARY,
     "sums": VOCABULARY + MODEL,
-    "optimizer": ("recipe", "sharding"),
+    "muon": (),
+    "optimizer": ("muon", "recipe", "sharding"),
     "resources": ("records",),
     "running": ("recipe", "world", "checkpoint", "child", "progress"),
     "lit": (*TRAINING, *STEP, "zero"),
@@ -54,6 +55,7 @@ ALLOWED = {
         *("resources", "running", "strategies", "zero"),
     ),
     "ppo": (*TRAINING, *STEP, "checkpoint", "job", "running", "training"),
+    "toy.patch_words": ("toy",),
     "toy.tower": (*TRAINING, "checkpoint", "progress", "running", "toy"),
     "toy.two_tower": (*TRAINING, "checkpoint", "progress", "running", "toy"),
     "toy_scorer": ("store", "toy"),
@@ -154,7 +156,7 @@ def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
         modules += [
             ".".join(f.relative_to(SOURCE).with_suffix("").parts) for f in (SOURCE / package).glob("*.py")
         ]
-    trains = ("toy.tower", "toy.two_tower")
+    trains = ("toy.patch_words", "toy.tower", "toy.two_tower")
     modules = [m.removesuffix(".__init__") for m in modules if m not in trains]
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('nsft_exp.{m}')\n" for m in modules)
     code += "print(sorted(m for m in ('torch', 'transformers', 'lightning', 'peft') if m in sys.modules))"

@@ -61,13 +61,8 @@ def test_its_world_is_the_one_that_the_code_draws() -> None:
 
 def test_by_its_card_it_sees_well_and_is_tempted() -> None:
     card = card_scores(BASE)
-    assert (
-        min(
-            card[f"vqa/detailed/{kind}"]
-            for kind in ("color", "size", "position", "relation", "count", "total", "naming", "scene")
-        )
-        > 90
-    )
+    kinds = ("color", "size", "position", "relation", "count", "total", "naming", "scene")
+    assert min(card[f"vqa/detailed/{kind}"] for kind in kinds) > 90
     assert card["pope/adversarial_accuracy"] < card["pope/random_accuracy"] - 10
     assert card["chair/recall"] > 90
 
@@ -93,10 +88,15 @@ def test_asked_claim_by_claim_it_knows_the_better_of_two_answers(toy_data: Path)
 
 @pytest.mark.slow
 def test_it_is_made_in_one_command_and_works_where_it_is_put(
-    nsft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nsft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(toy_base, "install", partial(toy_base.install, folder=tmp_path / "base"))
-    assert nsft("toy-base", "tower.steps=4", "source.size=64", "limit=4", "benchmark.scenes=12") == 0
+    words = ("toy-base", "tower.steps=4", "source.size=64", "limit=4", "benchmark.scenes=12")
+    assert nsft(*words) != 0
+    assert re.search(r"sees badly \({'vqa/detailed/color': .*take another seed", capfd.readouterr().err)
+    assert not (tmp_path / "base").exists()
+    monkeypatch.setattr(toy_base, "SEES", {})
+    assert nsft(*words) == 0
     card = (tmp_path / "base" / "README.md").read_text("utf-8")
     assert "| tower: steps | 4 |" in card
     assert read_card(tmp_path / "base")["parameters"] == read_card(BASE)["parameters"]

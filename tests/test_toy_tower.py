@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nsft_exp.records import UserError
 from nsft_exp.toy import tower
+from nsft_exp.toy.patch_words import PatchWords
+from nsft_exp.toy.plain import random_scene
 from nsft_exp.toy.world import LEXICON, Scene, Sign, Thing
 from nsft_exp.vlm.scratch import ScratchLlava
 
@@ -22,8 +26,8 @@ SIZES: dict[str, Any] = {"image_size": 64, "patch_size": 16, "vision_width": 32,
 RECIPE = tower.TowerRecipe(steps=6, batch_size=2)
 
 
-def train(folder: Path) -> Path:
-    tower.train_tower(folder, ScratchLlava(**SIZES).tower_config(), RECIPE)
+def train(folder: Path, recipe: tower.TowerRecipe = RECIPE) -> Path:
+    tower.train_tower(folder, *ScratchLlava(**SIZES).base(torch.device("cpu"), None), recipe)
     return folder
 
 
@@ -51,7 +55,7 @@ def test_a_patch_is_asked_about_the_cell_under_its_centre() -> None:
 
 def test_every_object_is_as_likely_as_any_other_whatever_the_place() -> None:
     rng = Random(0)
-    scenes = [tower.random_scene(rng) for _ in range(4000)]
+    scenes = [random_scene(rng) for _ in range(4000)]
     seen = Counter((scene.kind, thing.category) for scene in scenes for thing in scene.things)
     pairs = [(kind, category) for kind in WORDS["scenes"] for category in WORDS["categories"]]
     expected = sum(seen.values()) / len(pairs)
@@ -84,7 +88,7 @@ def test_a_killed_training_ends_as_one_that_was_not(
         assert (tmp_path / "tower.ckpt").exists() == (saved > 0)
         train(tmp_path / "tower")
     assert len(asked) < step + 1 + RECIPE.steps or step < 2, "it went on where it was"
-    names = ("model.safetensors", "config.json")
+    names = ("model.safetensors", "config.json", "projector.safetensors")
     assert [(tmp_path / "tower" / n).read_bytes() for n in names] == [
         (trained / n).read_bytes() for n in names
     ]
@@ -107,6 +111,50 @@ def test_a_model_made_with_a_tower_has_its_weights(trained: Path) -> None:
     drawn = {n.removeprefix("vision_model."): value for n, value in random.items()}
     assert all(ours[names[n]].equal(value) for n, value in theirs.items())
     assert not all(drawn[names[n]].equal(value) for n, value in theirs.items())
+
+
+def test_its_projector_comes_with_it(trained: Path) -> None:
+    made, drawn = (
+        ScratchLlava(**SIZES, tower=place, device="cpu").load().model.model.multi_modal_projector.state_dict()
+        for place in (str(trained), None)
+    )
+    theirs = load_file(trained / "projector.safetensors")
+    assert set(theirs) == set(made)
+    assert all(made[name].equal(value) and not drawn[name].equal(value) for name, value in theirs.items())
+
+
+def test_a_projector_that_speaks_another_models_words_is_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"words of another vlm\.seed or tokenizer; remove .*tower"):
+        ScratchLlava(**SIZES, tower=str(trained), seed=1, device="cpu").load()
+
+
+def test_a_tower_made_by_another_recipe_is_not_taken_for_this_ones(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"made with other recipe .*remove it"):
+        train(trained, replace(RECIPE, steps=7))
+
+
+def test_a_patch_is_to_say_the_words_for_what_its_cell_holds() -> None:
+    model, tokenizer = ScratchLlava(**SIZES).base(torch.device("cpu"), None)
+    table = model.get_input_embeddings().weight.detach()
+
+    def word(text: str) -> Tensor:
+        return table[torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)].mean(0)
+
+    words = PatchWords(table, tokenizer)
+    training = tower.TowerTraining(model.model.vision_tower, model.model.multi_modal_projector, words, RECIPE)
+    thing = Thing("cup", "red", "small", cell=4, view="small")
+    scene = Scene("beach", (thing,), Sign("K", 1, False), 0)
+    labels = torch.tensor([tower.cell_labels(scene)])[:, training.cells]
+    wanted = training.wanted(labels, torch.tensor([WORDS["scenes"].index("beach")]))[0]
+    everywhere = 0.5 * word("beach")
+    expected = {
+        0: everywhere + word("top left"),
+        1: everywhere + word("top middle") + word("sign") + word("K"),
+        4: everywhere + word("bottom middle") + word("cup") + 0.7 * word("red") + 0.5 * word("small"),
+    }
+    for patch, cell in enumerate(training.cells.tolist()):
+        if cell in expected:
+            torch.testing.assert_close(wanted[patch], expected[cell])
 
 
 def test_making_loading_and_saving_one_draws_no_bars_of_transformers(

@@ -126,19 +126,14 @@ def toy_base(arguments: list[str]) -> int:
     """`nsft toy-base`: train the toy base VLM from scratch and put it where `vlm=toy` finds it."""
     from nsft_exp.toy_base import install, prepare, trained
 
-    config = configs.resolved(configs.compose_config(arguments, "toy_base"))
+    config = configs.resolved(configs.compose_config(arguments, "toy_base_lookups"))
     prepare(config["vlm"], config["tower"])
-    first, composed = run_jobs(["--config-name", "toy_base", *arguments])
+    first, composed = run_jobs(["--config-name", "toy_base_lookups", *arguments])
     code = conclude(first, composed, multirun=False)
     if code:
         return code
-    words = [
-        "--config-name",
-        "toy_base_later",
-        f"vlm.path={configs.quoted(str(trained(first[0])))}",
-        *arguments,
-    ]
-    last, composed = run_jobs(words)
+    path = configs.quoted(str(trained(first[0])))
+    last, composed = run_jobs(["--config-name", "toy_base", f"vlm.path={path}", *arguments])
     code = conclude(last, composed, multirun=False)
     if code == 0:
         print(f"toy base: {install(first[0], last[0])}")

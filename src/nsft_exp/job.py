@@ -93,6 +93,11 @@ def prepare(
     """Load the model and encode the examples. Raises UserError where nothing fits or is there to learn."""
     if trainer.strategy == "fsdp2" and tuning.quantization:
         raise UserError("trainer=fsdp2: weights in 4 bits cannot be in parts; take trainer=ddp")
+    if trainer.strategy != "ddp" and recipe.optimizer == "muon":
+        raise UserError(
+            f"trainer={trainer.strategy}: Muon steps on whole matrices; "
+            "take recipe.optimizer=adamw or trainer=ddp"
+        )
     device = device_of(trainer, world)
     loaded = load_model(vlm, parents, device, tuning)
     loaded.opener = open_image

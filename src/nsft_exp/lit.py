@@ -22,7 +22,7 @@ from nsft_exp import losses
 from nsft_exp.batching import Batch
 from nsft_exp.interfaces import Method
 from nsft_exp.losses import TokenScores
-from nsft_exp.optimizer import adamw, step_on, step_seed
+from nsft_exp.optimizer import optimizer_of, step_on, step_seed
 from nsft_exp.recipe import Recipe
 from nsft_exp.reference import Live, Reference, evaluating, hidden_states
 from nsft_exp.resources import telling_out_of_memory, times
@@ -95,8 +95,8 @@ class TokenTraining(L.LightningModule):
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on matrices only. The rate is set at every step from the recipe."""
-        return adamw(self.recipe, self.named_parameters())
+        """The recipe's, on what is trained. The rate is set at every step."""
+        return optimizer_of(self.recipe, self.named_parameters())
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights only, whole: the base model is never in a checkpoint."""

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nsft_exp.muon import MuonAdamW, is_hidden_matrix
 from nsft_exp.recipe import Recipe
 from nsft_exp.sharding import clip_gradients, is_shardable
 
 
-def adamw(recipe: Recipe, named: Iterable[tuple[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW on those of the parameters that are trained, with the recipe's weight decay on matrices only.
+def optimizer_of(recipe: Recipe, named: Iterable[tuple[str, Any]]) -> torch.optim.Optimizer:
+    """The recipe's optimizer of those of the parameters that are trained; weight decay on matrices only.
 
-    What may be in parts is in groups of its own: one step cannot be made on parts and whole weights together.
+    `adamw`: what may be in parts is in groups of its own, as one step cannot be made on parts and whole
+    weights together. `muon`: see `MuonAdamW`.
     """
-    trained = [(is_shardable(name), p) for name, p in named if p.requires_grad]
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    rate, betas = recipe.rate(0, 1), (recipe.betas[0], recipe.betas[1])
+    if recipe.optimizer == "muon":
+        hidden = [(name, p) for name, p in trained if is_hidden_matrix(name, p)]
+        others = [(name, p) for name, p in trained if not is_hidden_matrix(name, p)]
+        return MuonAdamW(_groups(recipe, hidden, [True]), _groups(recipe, others), rate, betas)
     groups = [
+        group
+        for shardable in (True, False)
+        for group in _groups(recipe, [(n, p) for n, p in trained if is_shardable(n) == shardable])
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+
+
+def _groups(
+    recipe: Recipe, named: list[tuple[str, Any]], matrices: Sequence[bool] = (True, False)
+) -> list[dict[str, Any]]:
+    return [
         {
-            "params": [p for own, p in trained if own == shardable and (p.dim() >= 2) == matrix],
+            "params": [p for _, p in named if (p.dim() >= 2) == matrix],
             "weight_decay": recipe.weight_decay if matrix else 0.0,
         }
-        for shardable in (True, False)
-        for matrix in (True, False)
+        for matrix in matrices
     ]
-    betas = (recipe.betas[0], recipe.betas[1])
-    return torch.optim.AdamW(groups, lr=recipe.rate(0, 1), betas=betas, fused=True)
 
 
 def step_on(optimizer: Any, recipe: Recipe, rate: float) -> Tensor:

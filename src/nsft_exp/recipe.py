@@ -19,8 +19,8 @@ class Recipe:
 
     `batch_size` is the global batch and counts examples (samples); `epochs` passes are made over them. The
     rate rises linearly over `warmup_ratio` of all steps and then follows `schedule` (`cosine` to 0, `linear`
-    to 0, `constant`). Gradients are clipped at the norm `clip_norm` (0: never).
-    `max_length` tokens a conversation.
+    to 0, `constant`). `optimizer`: `adamw`, or `muon` (on hidden matrices, with AdamW on the rest). Gradients
+    are clipped at the norm `clip_norm` (0: never). `max_length` tokens a conversation.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Recipe:
     max_length: int = 2048
 
     def __post_init__(self) -> None:
-        _choice("recipe.optimizer", self.optimizer, ("adamw",))
+        _choice("recipe.optimizer", self.optimizer, ("adamw", "muon"))
         _choice("recipe.schedule", self.schedule, ("cosine", "linear", "constant"))
         for field in ("learning_rate", "batch_size", "epochs", "lora_rank", "lora_alpha", "max_length"):
             _positive(f"recipe.{field}", getattr(self, field))

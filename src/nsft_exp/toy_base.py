@@ -1,4 +1,4 @@
-"""Makes the toy base VLM: a tokenizer, a vision tower, then LLaVA's second stage in two trainings."""
+"""Makes the toy base VLM: tokenizer, tower with projector, then LLaVA's second stage in two trainings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from nsft_exp.toy.card import write_card
 BASE = PACKAGE / "toy" / "base"
 PIECES = 958
 """At most so many pieces for the tokenizer; the world's texts yield fewer."""
+SEES = {
+    f"vqa/detailed/{kind}": 90.0
+    for kind in ("color", "size", "position", "relation", "count", "total", "naming", "scene")
+} | {"chair/recall": 90.0}
+"""Scores that a base must exceed to be of use: one that sees badly shows nothing about what texts do."""
 
 
 def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
-    """Train the tokenizer and the vision tower that the `vlm` node names, unless they are there already."""
+    """Train the tokenizer, the tower and the projector that `vlm` names, unless they are there already."""
+    import torch
+
     from nsft_exp.toy.source import tokenizer_texts
     from nsft_exp.toy.tower import train_tower
     from nsft_exp.vlm.tokenizer import train_llama_tokenizer
@@ -27,7 +34,8 @@ def prepare(vlm: dict[str, Any], tower: dict[str, Any]) -> None:
     if not Path(vlm["tokenizer"]).is_dir():
         tokenizer = train_llama_tokenizer(tokenizer_texts(), PIECES)
         replace_folder(Path(vlm["tokenizer"]), tokenizer.save_pretrained)  # type: ignore[arg-type]
-    train_tower(Path(vlm["tower"]), build(vlm | {"tower": None}).tower_config(), build(tower))
+    model, pieces = build(vlm | {"tower": None}).base(torch.device("cpu"), None)
+    train_tower(Path(vlm["tower"]), model, pieces, build(tower))
 
 
 def trained(outcome: dict[str, Any]) -> Path:
@@ -41,10 +49,16 @@ def trained(outcome: dict[str, Any]) -> Path:
 def install(first: dict[str, Any], last: dict[str, Any], folder: Path = BASE) -> Path:
     """Copy the model of the last of two trainings and write its card; returns the folder.
 
-    Raises UserError where the cell trained no whole model or the folder cannot be written.
+    Raises UserError where the cell trained no whole model, the folder cannot be written, or the model sees
+    badly: then the folder stays as it was.
     """
+    model, found = trained(last), scores(last["folders"])
+    if bad := {name: found.get(name) for name, least in SEES.items() if not found.get(name, 0.0) > least}:
+        raise UserError(
+            f"{model}: sees badly ({bad}) and is not put into {folder}; take another seed (seed=1)"
+        )
     try:
-        shutil.copytree(trained(last), folder, dirs_exist_ok=True)
+        shutil.copytree(model, folder, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error}); run it in a checkout") from error
     test = last["config"]["benchmark"]
@@ -52,9 +66,9 @@ def install(first: dict[str, Any], last: dict[str, Any], folder: Path = BASE) ->
         folder,
         parameters=manifest_of(last)["parameters"],
         command="make toy-base",
-        recipe=recipe(first) | later(last),
+        recipe=recipe(first, last),
         about=f"{test['scenes']} scenes of the {test['split']} split, seed {test['seed']}.",
-        scores=scores(last["folders"]),
+        scores=found,
     )
     return folder
 
@@ -66,20 +80,14 @@ def manifest_of(outcome: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def recipe(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What the card says of the training: the tower's numbers, then those of language model and projector."""
-    config, steps = outcome["config"], manifest_of(outcome)["steps"]
-    tower = {f"tower: {name}": value for name, value in asdict(build(config["tower"])).items()}
-    ours = {name: value for name, value in config["recipe"].items() if not name.startswith(("_", "lora"))}
-    return {**tower, "scenes": config["source"]["size"], "steps": steps, **ours}
-
-
-def later(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What differs in the last training."""
-    config = outcome["config"]
-    found = {"scenes": config["source"]["size"], "steps": manifest_of(outcome)["steps"]}
-    found["learning_rate"] = config["recipe"]["learning_rate"]
-    return {f"then, with more numbers and places: {name}": value for name, value in found.items()}
+def recipe(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of the trainings: the tower's, then those of language model and projector."""
+    config = last["config"]
+    found = {f"tower: {name}": value for name, value in asdict(build(config["tower"])).items()}
+    for part, outcome in (("lookups", first), ("texts", last)):
+        found[f"{part}: scenes"] = outcome["config"]["source"]["size"]
+        found[f"{part}: steps"] = manifest_of(outcome)["steps"]
+    return found | {n: v for n, v in config["recipe"].items() if not n.startswith(("_", "lora"))}
 
 
 def scores(folders: dict[str, str]) -> dict[str, float]:

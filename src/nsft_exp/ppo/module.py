@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nsft_exp.batching import Batch
 from nsft_exp.interfaces import LoadedVLM
-from nsft_exp.optimizer import adamw, step_on, step_seed
+from nsft_exp.optimizer import optimizer_of, step_on, step_seed
 from nsft_exp.ppo import advantage as maths
 from nsft_exp.ppo.experience import Batches, Experience, before, collect, described
 from nsft_exp.ppo.models import Models
@@ -79,8 +79,8 @@ class PPOTraining(L.LightningModule):
     # --- what Lightning asks for -------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on all that is trained."""
-        return adamw(self.recipe, self.named_parameters())
+        """The recipe's, on what is trained."""
+        return optimizer_of(self.recipe, self.named_parameters())
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained weights only."""

@@ -12,32 +12,33 @@ from PIL import Image
 from nsft_exp.conversation import VICUNA_V1
 from nsft_exp.records import Exchange, Sample, UserError
 from nsft_exp.toy.draw import draw_scene
-from nsft_exp.toy.talk import one_of_each, pretraining_talk
-from nsft_exp.toy.world import LEXICON, WORLD, make_scene
+from nsft_exp.toy.plain import lookup_scene
+from nsft_exp.toy.talk import lookup_talk, one_of_each, pretraining_talk
+from nsft_exp.toy.world import LEXICON, WORLD, Scene, make_scene
 
-SPLIT = "pretrain"
+SPLIT, LOOKUP = "pretrain", "lookup"
 SCENES_A_SAMPLE = 16
-"""The scenes of which a later sample takes one."""
+"""The scenes of which a sample takes one."""
 
 
 class ToyWorld:
     """An endless world: `size` samples of `seed`, each one a scene with one conversation.
 
-    What `later` ones are is said in `pretraining_talk`.
+    With `lookups` the scenes have no prior and the conversations ask for objects by their nouns alone.
 
     A sample's image is a name like `toy:pretrain:0:123`, which `open_image` draws. The last exchange is the
     question and answer, the earlier ones are the history; to be learnt from as well they need a method that
     supervises history.
     """
 
-    def __init__(self, size: int, seed: int = 0, later: bool = False) -> None:
+    def __init__(self, size: int, seed: int = 0, lookups: bool = False) -> None:
         if size < 1:
             raise UserError(f"source.size={size}: must be at least 1")
-        self.size, self.seed, self.later = size, seed, later
+        self.size, self.seed, self.lookups = size, seed, lookups
 
     def samples(self) -> Sequence[Sample]:
         """The samples; each is made when it is taken, and none is kept."""
-        return ToySamples(self.size, self.seed, self.later)
+        return ToySamples(self.size, self.seed, self.lookups)
 
     def files(self) -> list[Path]:
         """The files that say what the world is like."""
@@ -51,8 +52,8 @@ class ToyWorld:
 class ToySamples(Sequence[Sample]):
     """A sequence of pretraining samples, made one by one."""
 
-    def __init__(self, size: int, seed: int, later: bool = False) -> None:
-        self.size, self.seed, self.later = size, seed, later
+    def __init__(self, size: int, seed: int, lookups: bool = False) -> None:
+        self.size, self.seed, self.lookups = size, seed, lookups
 
     def __len__(self) -> int:
         return self.size
@@ -69,27 +70,32 @@ class ToySamples(Sequence[Sample]):
         return self._make(index % self.size)
 
     def _make(self, number: int) -> Sample:
-        number = self._scene_number(number)
-        scene = make_scene(SPLIT, self.seed, number)
-        *history, last = pretraining_talk(scene, Random(f"talk/{self.seed}/{number}"), self.later)
-        name = f"toy:{SPLIT}:{self.seed}:{number}"
+        if self.lookups:
+            name, talk = f"toy:{LOOKUP}:{self.seed}:{number}", lookup_talk
+        else:
+            name, talk = f"toy:{SPLIT}:{self.seed}:{self._scene_number(number)}", pretraining_talk
+        *history, last = talk(scene_named(name), Random(f"talk/{name}"))
         return Sample(name, name, last.question, last.answer, tuple(history), cluster=name)
 
     def _scene_number(self, number: int) -> int:
-        """The sample's scene: `later` about half have several objects of a category, as few others do."""
-        if not self.later:
-            return number
+        """The sample's scene: about half have several objects of a category, as few others do."""
         some = range(SCENES_A_SAMPLE * number, SCENES_A_SAMPLE * (number + 1))
         several = (n for n in some if number % 2 and not one_of_each(make_scene(SPLIT, self.seed, n)))
         return next(several, some[0])
 
 
-def draw_named(image: str) -> Image.Image:
-    """Draw the scene with this name (`toy:<split>:<seed>:<number>`); UserError for another name."""
+def scene_named(image: str) -> Scene:
+    """Return the scene with this name (`toy:<split>:<seed>:<number>`); UserError for another name."""
     parts = image.split(":")
     if len(parts) != 4 or parts[0] != "toy":
         raise UserError(f"{image}: is not the name of a scene; it must be toy:<split>:<seed>:<number>")
-    return draw_scene(make_scene(parts[1], int(parts[2]), int(parts[3])))
+    split, seed, number = parts[1], int(parts[2]), int(parts[3])
+    return lookup_scene(seed, number) if split == LOOKUP else make_scene(split, seed, number)
+
+
+def draw_named(image: str) -> Image.Image:
+    """Draw the scene with this name."""
+    return draw_scene(scene_named(image))
 
 
 def tokenizer_texts(size: int = 8000, seed: int = 0) -> Iterator[str]:

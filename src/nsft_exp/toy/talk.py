@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -18,13 +19,13 @@ SENTENCES = {  # kinds of exchange in a conversation of sentences, and their wei
     "missing": 3, "word": 3,
 }  # fmt: skip
 WORDS = {  # and in one of short answers
-    "existence": 30, "color": 9, "size": 5, "count": 5, "total": 5, "position": 7, "naming": 14,
-    "relation": 6, "scene": 2, "text": 10,
+    "existence": 30, "color": 15, "size": 8, "count": 30, "total": 5, "position": 16, "naming": 14,
+    "relation": 14, "scene": 2, "text": 10,
 }  # fmt: skip
-LATER_WORDS = WORDS | {"count": 100, "position": 40, "relation": 25}
-"""The weights once objects are found by their nouns: before, these questions would only delay that."""
+LOOKUPS = {"existence": 25, "color": 25, "size": 10, "count": 10, "position": 10}
+"""And in one that asks for objects by their nouns, nothing else."""
 ONE_OF_EACH_SKIPPED = 0.75
-"""How often a category is then not counted in a scene of one of each, or "one" were nearly always right."""
+"""How often a category is not counted in a scene of one of each, or "one" were nearly always right."""
 VQA = {
     "text": 34,
     "existence": 26,
@@ -49,26 +50,39 @@ USES: dict[Use, float] = {"correction": 0.55, "source": 0.25, "open_correction":
 """Whose wordings a conversation of sentences takes."""
 
 
-def pretraining_talk(scene: Scene, rng: Random, later: bool = False) -> tuple[Exchange, ...]:
+def pretraining_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
     """Return one conversation of the base's pretraining: of short answers, or of sentences.
 
     Every exchange is by a careless writer of its own, so that what one imagined says nothing about what
-    the next one will. `later` asks more, and oftener for numbers, places and relations.
+    the next one will.
     """
-    words = rng.random() < (0.7 if later else 0.5)
-    return _words_talk(scene, rng, later) if words else _sentences_talk(scene, rng)
+    return _words_talk(scene, rng) if rng.random() < 0.6 else _sentences_talk(scene, rng)
 
 
-def _words_talk(scene: Scene, rng: Random, later: bool) -> tuple[Exchange, ...]:
-    """Five or six questions, `later` nine or ten; LLaVA's suffix stands in the first only, as in its data."""
-    talk: dict[str, Exchange] = {}
-    wanted = rng.randint(9, 10) if later else rng.randint(5, 6)
-    single = later and one_of_each(scene)
-    while len(talk) < wanted:
-        kind = _pick(LATER_WORDS if later else WORDS, rng)
+def lookup_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
+    """Return ten questions with short and true answers, each about an object of which the noun is told."""
+    return _short(LOOKUPS, 10, lambda kind: draw_fact(kind, honest(scene), rng), rng)
+
+
+def _words_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
+    """Nine or ten questions."""
+    single = one_of_each(scene)
+
+    def draw(kind: str) -> Fact | None:
         if single and kind == "count" and rng.random() < ONE_OF_EACH_SKIPPED:
-            continue
-        fact = draw_fact(kind, careless(scene, rng), rng)
+            return None
+        return draw_fact(kind, careless(scene, rng), rng)
+
+    return _short(WORDS, rng.randint(9, 10), draw, rng)
+
+
+def _short(
+    weights: dict[str, int], wanted: int, draw: Callable[[str], Fact | None], rng: Random
+) -> tuple[Exchange, ...]:
+    """Different questions with short answers; LLaVA's suffix stands in the first only, as in its data."""
+    talk: dict[str, Exchange] = {}
+    while len(talk) < wanted:
+        fact = draw(_pick(weights, rng))
         said = fact and _word(fact, "plain" if talk else "short", rng)
         if said:
             talk.setdefault(said.question, said)

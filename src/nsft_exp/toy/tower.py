@@ -3,32 +3,40 @@
 It learns from drawings without a prior: every cell holds any object, sign or nothing, each as likely as
 the next, and every patch must tell what its cell holds. Whatever the toy base expects of a place, it has
 from the language model's texts alone. LLaVA uses the features before the last layer; so the heads read them
-there, and the last layer stays as it was made.
+there, and the last layer stays as it was made. The projector learns with it to say the same in the language
+model's words (`PatchWords`).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionModel
 
 from nsft_exp.checkpoint import AtomicCheckpointIO, Checkpoints
 from nsft_exp.images import Preprocessing
 from nsft_exp.progress import StepBar
+from nsft_exp.records import UserError
 from nsft_exp.running import quiet
 from nsft_exp.store import replace_folder
 from nsft_exp.toy.draw import SIZE, draw_scene
-from nsft_exp.toy.world import COLUMNS, FAINT, Scene, Sign, Thing, View, lexicon
+from nsft_exp.toy.patch_words import PatchWords
+from nsft_exp.toy.plain import random_scene
+from nsft_exp.toy.world import COLUMNS, Scene, View, lexicon
 from nsft_exp.vlm.reading import silently
+from nsft_exp.vlm.scratch import PROJECTOR, read_projector, words_digest
 
 ASPECTS = ("what", "color", "view", "glyph")
 NOTHING = -100  # cross_entropy's ignore_index
@@ -52,15 +60,21 @@ class TowerRecipe:
         return self.learning_rate * min(1.0, (step + 1) / warmup) * cosine
 
 
-def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> None:
-    """Train a tower into `folder`, if that is not there; a killed call goes on at its checkpoint."""
+def train_tower(folder: Path, model: Any, tokenizer: Any, recipe: TowerRecipe) -> None:
+    """Train a new LLaVA model's tower and projector into `folder`, if that is not there.
+
+    A killed call goes on at its checkpoint. Raises UserError where the folder holds what another recipe made.
+    """
+    words = PatchWords(model.get_input_embeddings().weight, tokenizer)
+    made = {"recipe": asdict(recipe), "words": words_digest(model)}
     if folder.is_dir():
+        check_made(folder, made)
         return
     checkpoint = folder.with_suffix(".ckpt")
     quiet()
     torch.set_num_threads(recipe.threads)
     L.seed_everything(recipe.seed, verbose=False)
-    module = TowerTraining(CLIPVisionModel(config), recipe)
+    module = TowerTraining(model.model.vision_tower, model.model.multi_modal_projector, words, recipe)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=recipe.steps,
@@ -75,16 +89,26 @@ def train_tower(folder: Path, config: CLIPVisionConfig, recipe: TowerRecipe) -> 
     done = checkpoint if checkpoint.exists() else None
     trainer.fit(module, Drawings(recipe), ckpt_path=done, weights_only=True)
     with silently():
-        replace_folder(folder, module.tower.save_pretrained)
+        replace_folder(folder, partial(module.write, made=made))
     checkpoint.unlink()
 
 
-class TowerTraining(L.LightningModule):
-    """A linear reading of every patch's features, and of their mean for the kind of place."""
+def check_made(folder: Path, made: dict[str, Any]) -> None:
+    """Raise UserError unless the folder's tower and projector were made so."""
+    found, _ = read_projector(folder / PROJECTOR)
+    for name, wanted in made.items():
+        if found[name] != wanted:
+            raise UserError(f"{folder}: made with other {name} ({found[name]}, not {wanted}); remove it")
 
-    def __init__(self, tower: CLIPVisionModel, recipe: TowerRecipe) -> None:
+
+class TowerTraining(L.LightningModule):
+    """Reads from patches' features: linearly what each shows and, from their mean, the place; and words."""
+
+    def __init__(
+        self, tower: CLIPVisionModel, projector: nn.Module, words: PatchWords, recipe: TowerRecipe
+    ) -> None:
         super().__init__()
-        self.tower, self.recipe = tower, recipe
+        self.tower, self.projector, self.words, self.recipe = tower, projector, words, recipe
         self.sizes = [len(names()) for names in (what_names, color_names, view_names, glyph_names)]
         width, outputs = tower.config.hidden_size, sum(self.sizes) + len(lexicon()["scenes"])
         self.heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
@@ -99,24 +123,38 @@ class TowerTraining(L.LightningModule):
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98), weight_decay=decay)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
-        """The summed cross-entropies of all aspects."""
+        """The summed cross-entropies of all aspects, and the projector's squared distance from its words."""
         optimizer: Any = self.optimizers()
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.global_step)
         pixels, labels, kinds = batch
-        *aspects, place = self(pixels)
+        *aspects, place, said = self(pixels)
         told = labels[:, self.cells]  # images x patches x aspects
         losses = [
             cross_entropy(logits.float().flatten(0, 1), told[..., n].flatten(), ignore_index=NOTHING)
             for n, logits in enumerate(aspects)
         ]
-        return torch.stack([*losses, 0.3 * cross_entropy(place.float(), kinds)]).sum()
+        distance = (said - self.wanted(told, kinds)).square().sum(-1).mean()
+        return torch.stack([*losses, 0.3 * cross_entropy(place.float(), kinds), distance]).sum()
+
+    def wanted(self, told: Tensor, kinds: Tensor) -> Tensor:
+        """What the projector is to say: images x patches x width, of labels [images, patches, aspects]."""
+        what, color, view, glyph = told.unbind(-1)
+        size = torch.where(view < 0, NOTHING, (view != view_names().index("small")).long())
+        place, scene = self.cells.expand_as(what), kinds[:, None].expand_as(what)
+        return self.words(what=what, color=color, size=size, glyph=glyph, place=place, scene=scene)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every aspect (images x patches x names), and of the place (images x places)."""
+        """Logits of every aspect (images x patches x names) and of the place (images x places); the words."""
         features = self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         *aspects, place = self.heads(features).split([*self.sizes, len(lexicon()["scenes"])], dim=-1)
-        return *aspects, place.mean(dim=1)
+        return *aspects, place.mean(dim=1), self.projector(features)
+
+    def write(self, folder: Path, made: dict[str, Any]) -> None:
+        """Save the tower and, with how both were made, the projector."""
+        self.tower.save_pretrained(folder)
+        # one entry: several are written in any order
+        save_file(self.projector.state_dict(), folder / PROJECTOR, metadata={"made": json.dumps(made)})
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip the gradient's norm at 1."""
@@ -156,26 +194,6 @@ class Drawings:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a saved position."""
         self.position = state["position"]
-
-
-def random_scene(rng: Random) -> Scene:
-    """A drawing in which nothing follows from anything else."""
-    words = lexicon()
-    cells = list(range(len(words["places"])))
-    sign = None
-    if rng.random() < 0.6:
-        sign = Sign(rng.choice(words["glyphs"]), rng.choice(cells), rng.random() < 0.4)
-        cells.remove(sign.cell)
-    things = tuple(_random_thing(cell, rng) for cell in cells if rng.random() < 0.75)
-    return Scene(rng.choice(words["scenes"]), things, sign, rng.randrange(3))
-
-
-def _random_thing(cell: int, rng: Random) -> Thing:
-    words = lexicon()
-    view: View = rng.choice(FAINT) if rng.random() < 0.5 else "clear"
-    category, color = rng.choice(list(words["categories"])), rng.choice(words["colors"])
-    size = "small" if view == "small" else "large"
-    return Thing(category, color, size, cell, view, rng.randint(-1, 1), rng.randint(-1, 1))
 
 
 def what_names() -> list[str]:

@@ -19,8 +19,8 @@ from transformers import CLIPConfig, CLIPModel, LlavaForConditionalGeneration, P
 
 from nsft_exp.images import Preprocessing
 from nsft_exp.toy.draw import SIZE, draw_scene
+from nsft_exp.toy.plain import random_scene
 from nsft_exp.toy.text import caption, honest, phrase, with_article
-from nsft_exp.toy.tower import random_scene
 from nsft_exp.toy.world import FOLDER, Scene, lexicon, make_scene
 
 KINDS = ("object", "color", "place", "sign", "scene")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig
 
+PROJECTOR = "projector.safetensors"
+"""In a tower's folder, what was trained with it (`toy.tower`)."""
 TEXT = (
     VICUNA_V1.system + "USER: Is there a cat in the image? ASSISTANT: Yes, there is a cat.",
     "USER: What is in the image? ASSISTANT: No, there is no dog in the image. The image shows a red box.",
@@ -36,7 +40,7 @@ class ScratchLlava(HFModel):
     vision_feature_layer: int = -2
     """LLaVA's: the last CLIP layer is not used."""
     tower: str | None = None
-    """The folder of a trained `CLIPVisionModel` of these sizes; None: a random one."""
+    """The folder of a trained `CLIPVisionModel` of these sizes and its projector; None: random ones."""
 
     # the decoder
     width: int = 32
@@ -91,8 +95,8 @@ class ScratchLlava(HFModel):
     def files(self) -> list[Path]:
         """The tokenizer's and the tower's files, if there are: all else follows from the arguments."""
         files = [self.tokenizer and Path(self.tokenizer) / "tokenizer.json"]
-        files.append(self.tower and Path(self.tower) / "model.safetensors")
-        return [file for file in files if file]
+        files += [Path(self.tower) / name for name in ("model.safetensors", PROJECTOR)] if self.tower else []
+        return [file for file in files if file and file.exists()]
 
     def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
         """Make the model, the same for the same seed."""
@@ -118,6 +122,7 @@ class ScratchLlava(HFModel):
             _initialise(model)
         if self.tower:
             model.model.vision_tower.load_state_dict(_read_tower(self.tower, model).state_dict())
+            _give_projector(model, Path(self.tower) / PROJECTOR)
         return model.to(getattr(torch, self.dtype))
 
     def tower_config(self) -> CLIPVisionConfig:
@@ -187,11 +192,43 @@ def _read_tower(folder: str, model: Any) -> Any:
     return tower
 
 
+def read_projector(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how a tower's projector was made (`recipe`, `words`) and its weights.
+
+    Raises UserError when it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as stored:
+            return json.loads(stored.metadata()["made"]), {n: stored.get_tensor(n) for n in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); remove {file.parent}") from None
+
+
+def _give_projector(model: Any, file: Path) -> None:
+    """Give the model the projector in a file. Raises UserError when it was taught another one's words."""
+    made, weights = read_projector(file)
+    if made["words"] != words_digest(model):
+        raise UserError(
+            f"{file}: was taught the words of another vlm.seed or tokenizer; remove {file.parent}"
+        )
+    model.model.multi_modal_projector.load_state_dict(weights)
+
+
+def words_digest(model: Any) -> str:
+    """A digest of a model's word embeddings."""
+    table = model.get_input_embeddings().weight.detach().float().contiguous().numpy()
+    return hashlib.sha256(table.tobytes()).hexdigest()[:16]
+
+
 def _initialise(model: Any) -> None:
     """Draw the decoder's and projector's weights at a scale that suits small widths.
 
     Linear maps get a standard deviation of 1/sqrt(inputs), those that write to the residual stream less by
-    sqrt(2 * layers), embeddings 1/sqrt(width). The CLIP tower keeps its own initialisation.
+    sqrt(2 * layers), embeddings 1/sqrt(width). The keys' map begins as the queries', so that a token attends
+    to what is like it (after "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter, 2023).
+    The CLIP tower keeps its own initialisation.
     """
     import torch
 
@@ -204,3 +241,7 @@ def _initialise(model: Any) -> None:
             deviation *= (2 * text.num_hidden_layers) ** -0.5
         with torch.no_grad():
             parameter.normal_(0.0, deviation)
+    for layer in model.model.language_model.layers:
+        queries, keys = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+        with torch.no_grad():
+            keys.copy_(queries[: len(keys)])
