@@ -188,7 +188,7 @@ def test_a_conversation_of_lookups_asks_only_for_objects_and_has_true_answers() 
         for said in talk:
             words = set(re.findall(r"[a-z]+", said.question.lower()))
             asked = {n for n, forms in lexicon()["categories"].items() if {n, forms["plural"]} & words}
-            assert len(asked) == 1
+            assert len(asked) == 1 or (not asked and "objects" in words | {f"{w}s" for w in words})
             if said.question.startswith("Is there") and not {*lexicon()["colors"], "only"} & words:
                 assert said.answer == ("Yes" if asked <= set(scene.categories()) else "No")
 

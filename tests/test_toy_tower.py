@@ -150,7 +150,11 @@ def test_a_patch_is_to_say_the_words_for_what_its_cell_holds() -> None:
     expected = {
         0: everywhere + word("top left"),
         1: everywhere + word("top middle") + word("sign") + word("K"),
-        4: everywhere + word("bottom middle") + word("cup") + 0.7 * word("red") + 0.5 * word("small"),
+        4: everywhere
+        + word("bottom middle")
+        + word("cup")
+        + 0.7 * (word("cups") + word("red"))
+        + 0.5 * word("small"),
     }
     for patch, cell in enumerate(training.cells.tolist()):
         if cell in expected:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nsft_exp.toy.world import lexicon
 
-WEIGHTS = {"what": 1.0, "color": 0.7, "size": 0.5, "glyph": 1.0, "place": 1.0, "scene": 0.5}
-"""What is looked for by its noun is to be heard best."""
+WEIGHTS = {"what": 1.0, "plural": 0.7, "color": 0.7, "size": 0.5, "glyph": 1.0, "place": 1.0, "scene": 0.5}
+"""What is looked for by its noun is to be heard best; to count is to look for the plural."""
 
 
 class PatchWords:
@@ -25,9 +25,11 @@ class PatchWords:
     def __init__(self, embeddings: Tensor, tokenizer: Any) -> None:
         self.embeddings, self.tokenizer = embeddings.detach().clone(), tokenizer
         words = lexicon()
-        nothing = torch.zeros(1, embeddings.shape[1])
+        nothing = torch.zeros(2, embeddings.shape[1])
+        plurals = [category["plural"] for category in words["categories"].values()]
         self.vectors = {
-            "what": torch.cat([nothing, self._of(["sign", *words["categories"]])]),
+            "what": torch.cat([nothing[:1], self._of(["sign", *words["categories"]])]),
+            "plural": torch.cat([nothing, self._of(plurals)]),
             "color": self._of(words["colors"]),
             "size": self._of(words["sizes"]),
             "glyph": self._of(words["glyphs"]),

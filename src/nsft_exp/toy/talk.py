@@ -22,8 +22,8 @@ WORDS = {  # and in one of short answers
     "existence": 30, "color": 15, "size": 8, "count": 30, "total": 5, "position": 16, "naming": 14,
     "relation": 14, "scene": 2, "text": 10,
 }  # fmt: skip
-LOOKUPS = {"existence": 25, "color": 25, "size": 10, "count": 10, "position": 10}
-"""And in one that asks for objects by their nouns, nothing else."""
+LOOKUPS = {"existence": 25, "color": 20, "size": 10, "count": 25, "position": 10, "total": 5}
+"""And in one that asks for objects by their nouns, or for the number of all, nothing else."""
 ONE_OF_EACH_SKIPPED = 0.75
 """How often a category is not counted in a scene of one of each, or "one" were nearly always right."""
 VQA = {

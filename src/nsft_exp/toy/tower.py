@@ -142,7 +142,9 @@ class TowerTraining(L.LightningModule):
         what, color, view, glyph = told.unbind(-1)
         size = torch.where(view < 0, NOTHING, (view != view_names().index("small")).long())
         place, scene = self.cells.expand_as(what), kinds[:, None].expand_as(what)
-        return self.words(what=what, color=color, size=size, glyph=glyph, place=place, scene=scene)
+        return self.words(
+            what=what, plural=what, color=color, size=size, glyph=glyph, place=place, scene=scene
+        )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Logits of every aspect (images x patches x names) and of the place (images x places); the words."""
