@@ -50,6 +50,9 @@ class ScratchLlava(HFModel):
     """Of the decoder's and the tower's heads: 32 or 64, so that vLLM loads it."""
     kv_heads: int | None = None
     tie_embeddings: bool = False
+    keys_begin_as_queries: bool = False
+    """Whether a token attends to what is like it from the beginning: the keys' map begins as the queries'
+    (after "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter, 2023)."""
     max_positions: int = 2048
 
     # the tokenizer
@@ -120,6 +123,8 @@ class ScratchLlava(HFModel):
             torch.manual_seed(self.seed)
             model = AutoModelForImageTextToText.from_config(self._config(tokenizer))
             _initialise(model)
+        if self.keys_begin_as_queries:
+            _copy_queries(model)
         if self.tower:
             model.model.vision_tower.load_state_dict(_read_tower(self.tower, model).state_dict())
             _give_projector(model, Path(self.tower) / PROJECTOR)
@@ -226,9 +231,7 @@ def _initialise(model: Any) -> None:
     """Draw the decoder's and projector's weights at a scale that suits small widths.
 
     Linear maps get a standard deviation of 1/sqrt(inputs), those that write to the residual stream less by
-    sqrt(2 * layers), embeddings 1/sqrt(width). The keys' map begins as the queries', so that a token attends
-    to what is like it (after "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter, 2023).
-    The CLIP tower keeps its own initialisation.
+    sqrt(2 * layers), embeddings 1/sqrt(width). The CLIP tower keeps its own initialisation.
     """
     import torch
 
@@ -241,6 +244,12 @@ def _initialise(model: Any) -> None:
             deviation *= (2 * text.num_hidden_layers) ** -0.5
         with torch.no_grad():
             parameter.normal_(0.0, deviation)
+
+
+def _copy_queries(model: Any) -> None:
+    """Make the keys' maps those of the (first) queries."""
+    import torch
+
     for layer in model.model.language_model.layers:
         queries, keys = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
         with torch.no_grad():
