@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from nsft_exp.job import prepare
 from nsft_exp.muon import MuonAdamW
 from nsft_exp.optimizer import optimizer_of, step_on
-from nsft_exp.recipe import Recipe
+from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
+from nsft_exp.records import UserError
 
 RECIPE = Recipe("r", 0.1, 4, optimizer="muon", weight_decay=0.01, betas=(0.9, 0.95), clip_norm=0.0)
 
@@ -84,3 +87,10 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_been(saved: int) -> None:
     for number in range(saved, 5):
         step(again, resumed, number, rate=0.1)
     assert all(value.equal(weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_it_is_refused_where_matrices_are_in_parts_before_a_model_is_read() -> None:
+    unread: Any = None
+    trainer = TrainerOptions(strategy="fsdp2")
+    with pytest.raises(UserError, match=r"trainer=fsdp2: Muon steps on whole matrices; take"):
+        prepare(unread, unread, [], [], RECIPE, Tuning(), trainer, 0, None, [], unread)

@@ -99,7 +99,7 @@ class ScratchLlava(HFModel):
         """The tokenizer's and the tower's files, if there are: all else follows from the arguments."""
         files = [self.tokenizer and Path(self.tokenizer) / "tokenizer.json"]
         files += [Path(self.tower) / name for name in ("model.safetensors", PROJECTOR)] if self.tower else []
-        return [file for file in files if file and file.exists()]
+        return [file for file in files if file]
 
     def base(self, device: torch.device, quantization: str | None) -> tuple[Any, Any]:
         """Make the model, the same for the same seed."""
