@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from nsft_exp.batching import Batch, collate, encode_examples
+from nsft_exp.batching import Batch, collate
 from nsft_exp.config import PACKAGE
+from nsft_exp.encoding import encode_examples
 from nsft_exp.method.dpo import DPO
 from nsft_exp.records import Decoding, Item, Preference, Request, Sample, Turn
 from nsft_exp.reference import token_scores

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from nsft_exp.batching import GlobalBatches, collate, encode_examples, global_batches, micro_batches
+from nsft_exp.batching import GlobalBatches, collate, global_batches, micro_batches
 from nsft_exp.conversation import ChatEncoder
+from nsft_exp.encoding import encode_examples
 from nsft_exp.images import Layout
 from nsft_exp.records import Conversation, Example, Turn, UserError
 from nsft_exp.vlm.tokenizer import train_llama_tokenizer

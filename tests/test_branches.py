@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nsft_exp.batching import Batch, collate, encode_examples
+from nsft_exp.batching import Batch, collate
 from nsft_exp.branches import PADDING, branches_of
+from nsft_exp.encoding import encode_examples
 from nsft_exp.records import Conversation, Decoding, Example, Request, Turn
 from nsft_exp.reference import hidden_states, token_scores
 from nsft_exp.vlm.loaded import LoadedHF

@@ -16,8 +16,9 @@ trl = pytest.importorskip("trl", reason="TRL is a test extra")
 datasets = pytest.importorskip("datasets", reason="comes with TRL")
 
 from nsft_exp import config as configs  # noqa: E402
-from nsft_exp.batching import Batch, collate, encode_examples  # noqa: E402
+from nsft_exp.batching import Batch, collate  # noqa: E402
 from nsft_exp.cell_run import build  # noqa: E402
+from nsft_exp.encoding import encode_examples  # noqa: E402
 from nsft_exp.export.data import write_data  # noqa: E402
 from nsft_exp.export.merge import MergedModel  # noqa: E402
 from nsft_exp.export.rows import Row, completion_rows, conversation_rows, preference_rows  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "nsft_exp"
 PLUGINS = ("source", "vlm", "pairing", "critic", "method", "benchmark", "toy")
 VOCABULARY = ("records", "interfaces", "losses", "keys", "store", "statistics")
-MODEL = ("batching", "branches", "conversation", "images", "view")
+MODEL = ("batching", "branches", "encoding", "conversation", "images", "view")
 TRAINING = ("recipe", "reference", "sharding", "value_head", "vlm", "world", *VOCABULARY, *MODEL)
 STEP = ("sums", "optimizer", "resources")
 ALLOWED = {
@@ -29,7 +29,8 @@ ALLOWED = {
     "augment": (),
     "view": ("records", "augment"),
     "conversation": ("records",),
-    "batching": (*VOCABULARY, "branches", "conversation", "images"),
+    "encoding": ("records", "conversation", "images"),
+    "batching": ("branches", "conversation", "encoding"),
     "branches": (),
     "llm": ("records",),
     **dict.fromkeys(PLUGINS, (*VOCABULARY, *MODEL, "llm")),

@@ -133,7 +133,7 @@ def test_duplicates_are_counted_by_image_question_and_answer() -> None:
 
 
 def test_lengths_are_those_of_training_and_the_limit_is_training_s() -> None:
-    from nsft_exp.batching import encode_examples
+    from nsft_exp.encoding import encode_examples
     from nsft_exp.method.sft import SFT
     from nsft_exp.records import Item
 

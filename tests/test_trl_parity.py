@@ -14,7 +14,8 @@ from tiny_training import make_items
 os.environ.setdefault("WANDB_MODE", "disabled")
 trl = pytest.importorskip("trl", reason="TRL is a test extra")
 
-from nsft_exp.batching import Batch, collate, encode_examples  # noqa: E402
+from nsft_exp.batching import Batch, collate  # noqa: E402
+from nsft_exp.encoding import encode_examples  # noqa: E402
 from nsft_exp.method.dpo import DPO  # noqa: E402
 from nsft_exp.method.sft import SFT  # noqa: E402
 from nsft_exp.records import Item  # noqa: E402

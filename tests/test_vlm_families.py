@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nsft_exp.batching import Batch, collate, encode_examples
+from nsft_exp.batching import Batch, collate
 from nsft_exp.cell_run import build
 from nsft_exp.config import compose_config, resolved
 from nsft_exp.conversation import PROMPT, VICUNA_V1
+from nsft_exp.encoding import encode_examples
 from nsft_exp.images import image_size
 from nsft_exp.method.sft import SFT
 from nsft_exp.records import Conversation, Decoding, Example, Item, Request, Turn, UserError

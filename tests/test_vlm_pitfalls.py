@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nsft_exp.batching import Batch, collate, encode_examples
+from nsft_exp.batching import Batch, collate
 from nsft_exp.conversation import VICUNA_V1
+from nsft_exp.encoding import encode_examples
 from nsft_exp.images import Preprocessing
 from nsft_exp.method.dpo import DPO
 from nsft_exp.recipe import LANGUAGE_LINEARS, Tuning

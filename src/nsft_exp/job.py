@@ -12,14 +12,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from nsft_exp.batching import (
-    Batch,
-    EncodedExample,
-    collate,
-    encode_examples,
-    global_batches,
-    micro_batches,
-)
+from nsft_exp.batching import Batch, collate, global_batches, micro_batches
+from nsft_exp.encoding import EncodedExample, encode_examples
 from nsft_exp.interfaces import VLM, Method
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nsft_exp import losses
-from nsft_exp.batching import Batch, EncodedExample
+from nsft_exp.batching import Batch
 from nsft_exp.conversation import PROMPT
+from nsft_exp.encoding import EncodedExample
 from nsft_exp.losses import TokenScores
 from nsft_exp.recipe import Tuning
 from nsft_exp.records import UserError

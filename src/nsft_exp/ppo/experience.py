@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsft_exp.batching import Batch, EncodedExample, collate, micro_batches
+from nsft_exp.batching import Batch, collate, micro_batches
+from nsft_exp.encoding import EncodedExample
 from nsft_exp.ppo import advantage as maths
 from nsft_exp.ppo.models import Models
 from nsft_exp.ppo.rollout import Answer, Prompt, judged, spoken

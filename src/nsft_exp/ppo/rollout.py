@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nsft_exp.batching import EncodedConversation, EncodedExample, global_batches
+from nsft_exp.batching import global_batches
 from nsft_exp.conversation import PROMPT
+from nsft_exp.encoding import EncodedConversation, EncodedExample
 from nsft_exp.interfaces import LoadedVLM
 from nsft_exp.records import ROLES, Decoding, Example, Request, Turn, UserError
 from nsft_exp.vlm.loaded import LoadedHF
