@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 OUTSIDE = ("embed_tokens.weight", "lm_head.weight")
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic that brings singular values near one fastest: to 0.7-1.2 in five steps (Jordan et al.)."""
 
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
@@ -20,8 +22,46 @@ def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() == 2 and not name.endswith(OUTSIDE)
 
 
+def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Return about U V^T of a matrix U S V^T, by Newton-Schulz steps in the matrix's own precision."""
+    a, b, c = COEFFICIENTS
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` but for the precision of its Newton-Schulz steps.
+
+    torch takes bfloat16 whatever the matrix has, which a CPU without it computes some hundred times slower.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Make one step with Nesterov's momentum and decoupled weight decay."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+        update = orthogonal(parameter.grad.lerp(buffer, group["momentum"]))
+        size = group["lr"] * 0.2 * max(parameter.shape) ** 0.5  # the root mean square of AdamW's steps
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+
+
 class MuonAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` of `hidden`, groups of matrices, and `torch.optim.AdamW` of the groups `others`.
+    """`Muon` of `hidden`, groups of matrices, and `torch.optim.AdamW` of the groups `others`.
 
     `param_groups` are those of both, and each group's `lr` counts.
     """
@@ -34,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
     ) -> None:
         self.inner = {
-            "muon": torch.optim.Muon(hidden, lr=lr, adjust_lr_fn="match_rms_adamw"),
+            "muon": Muon(hidden, lr=lr),
             "adamw": torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
         }
         super().__init__(self._groups(), {})
