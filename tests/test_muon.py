@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nsft_exp.job import prepare
-from nsft_exp.muon import MuonAdamW
+from nsft_exp.muon import MuonAdamW, orthogonal
 from nsft_exp.optimizer import optimizer_of, step_on
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import UserError
@@ -30,9 +30,14 @@ class Model(nn.Module):
         return self.lm_head(torch.tanh(self.up(self.embed_tokens(ids))))
 
 
+def backward(model: Model, number: int) -> None:
+    """Of all five words, so that no direction of a matrix has a gradient of nothing but rounding."""
+    targets = torch.arange(5).roll(number + 1)
+    nn.functional.cross_entropy(model(torch.arange(5)), targets).backward()
+
+
 def step(model: Model, optimizer: torch.optim.Optimizer, number: int, rate: float = 0.1) -> None:
-    ids = torch.tensor([number % 5, (number + 1) % 5])
-    nn.functional.cross_entropy(model(ids), torch.tensor([2, 3])).backward()
+    backward(model, number)
     step_on(optimizer, RECIPE, rate)
 
 
@@ -40,7 +45,10 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_each_weight_moves_as_its_own_optimizer_moves_it_at_the_steps_rate() -> None:
+def test_each_weight_moves_as_its_own_optimizer_moves_it_at_the_steps_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's Muon rounds to it
     ours, theirs = Model(), Model()
     both = optimizer_of(RECIPE, ours.named_parameters())
     matrices = [theirs.embed_tokens.weight, theirs.lm_head.weight]
@@ -51,8 +59,7 @@ def test_each_weight_moves_as_its_own_optimizer_moves_it_at_the_steps_rate() -> 
     )
     for number, rate in enumerate((0.1, 0.05, 0.02)):
         step(ours, both, number, rate)
-        ids = torch.tensor([number % 5, (number + 1) % 5])
-        nn.functional.cross_entropy(theirs(ids), torch.tensor([2, 3])).backward()
+        backward(theirs, number)
         for optimizer in (muon, adamw):
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -60,6 +67,17 @@ def test_each_weight_moves_as_its_own_optimizer_moves_it_at_the_steps_rate() -> 
             optimizer.zero_grad()
     for name, value in weights(theirs).items():
         torch.testing.assert_close(weights(ours)[name], value, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (20, 7), (7, 20)])
+def test_every_direction_of_a_step_is_about_equally_large(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = torch.diagonal(u.T @ orthogonal(matrix, steps=8) @ v.T)
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    assert orthogonal(matrix).dtype == torch.float64
 
 
 def test_only_what_is_trained_is_stepped() -> None:
