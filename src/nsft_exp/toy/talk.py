@@ -22,9 +22,7 @@ WORDS = {  # and in one of short answers
     "existence": 30, "color": 15, "size": 8, "count": 30, "total": 5, "position": 16, "naming": 14,
     "relation": 14, "scene": 2, "text": 10,
 }  # fmt: skip
-LOOKUPS = {
-    "existence": 25, "color": 15, "size": 10, "count": 25, "position": 15, "relation": 20, "total": 5,
-}  # fmt: skip
+LOOKUPS = {"existence": 25, "color": 20, "size": 10, "count": 25, "position": 10, "total": 5}
 """And in one that asks for objects by their nouns, or for the number of all, nothing else."""
 ONE_OF_EACH_SKIPPED = 0.75
 """How often a category is not counted in a scene of one of each, or "one" were nearly always right."""
@@ -62,7 +60,7 @@ def pretraining_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
 
 
 def lookup_talk(scene: Scene, rng: Random) -> tuple[Exchange, ...]:
-    """Return ten questions with short and true answers, each about objects of which the nouns are told."""
+    """Return ten questions with short and true answers, each about an object of which the noun is told."""
     return _short(LOOKUPS, 10, lambda kind: draw_fact(kind, honest(scene), rng), rng)
 
 
