@@ -58,9 +58,9 @@ def test_a_sweep_runs_every_method_and_writes_the_report(swept: Path) -> None:
 def test_a_finished_sweep_is_skipped_and_its_report_left_alone(swept: Path, toy_data: Path) -> None:
     page = swept / "report" / "sweep" / "index.html"
     before, made = contents(swept), page.stat().st_mtime_ns
-    started = time.perf_counter()
+    started = time.process_time()  # not what other tests take of the machine
     assert run_nsft(swept, toy_data, *SWEEP) == 0
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert contents(swept) == before
     assert page.stat().st_mtime_ns == made
 
