@@ -117,7 +117,7 @@ format: $(VENV)/test ## Format the source and mend what the linter can
 	@$(VENV)/bin/python -m ruff format .
 	@$(VENV)/bin/python -m ruff check --fix .
 
-toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (25 to 50 minutes on 2 cores)
+toy-base: $(VENV)/core ## Train the toy base VLM again from scratch (under an hour on 2 cores)
 	@$(RUN) toy-base $(ARGS)
 
 toy-scorer: $(VENV)/core ## Train the toy world's image-text scorer again (minutes)
