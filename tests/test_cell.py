@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ def test_a_sweep_runs_every_method_and_writes_the_report(swept: Path) -> None:
 def test_a_finished_sweep_is_skipped_and_its_report_left_alone(swept: Path, toy_data: Path) -> None:
     page = swept / "report" / "sweep" / "index.html"
     before, made = contents(swept), page.stat().st_mtime_ns
-    started = time.process_time()  # not what other tests take of the machine
+    started = sum(os.times()[:4])  # seconds of this process and its children, not of tests beside it
     assert run_nsft(swept, toy_data, *SWEEP) == 0
-    assert time.process_time() - started < 10
+    assert sum(os.times()[:4]) - started < 10
     assert contents(swept) == before
     assert page.stat().st_mtime_ns == made
 
