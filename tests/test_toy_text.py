@@ -14,6 +14,7 @@ from nsft_exp.records import Exchange, UserError
 from nsft_exp.toy.ask import draw_fact
 from nsft_exp.toy.fact import (
     attribute,
+    column,
     count,
     exchange,
     existence,
@@ -90,6 +91,7 @@ def test_a_careless_writer_adds_what_is_usual_where_it_usually_is() -> None:
         (total(KITCHEN, 2), "correction", "full", "Yes, I can count two objects."),
         (position(BIRD, "top left"), "correction", "full", "No, the umbrella is at the bottom right."),
         (position(BIRD, "top left"), "test", "short", "Bottom right"),
+        (column(BIRD), "test", "short", "Right"),
         (naming(CUP), "test", "short", "Cup"),
         (naming(CUP), "source", "full", "There is a red cup at the top left."),
         (

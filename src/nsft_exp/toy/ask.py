@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nsft_exp.toy.fact import (
     Fact,
     attribute,
+    column,
     count,
     existence,
     lacking,
@@ -90,6 +91,11 @@ def _draw_position(writer: Writer, rng: Random) -> Fact | None:
     return position(thing, _other(thing.place, lexicon()["places"], rng))
 
 
+def _draw_column(writer: Writer, rng: Random) -> Fact | None:
+    things = writer.scene.unique()
+    return column(rng.choice(things)) if things else None
+
+
 def _draw_naming(writer: Writer, rng: Random) -> Fact:
     thing = rng.choice(writer.scene.things)
     others = [c for c in lexicon()["categories"] if c != thing.category]
@@ -134,6 +140,7 @@ _DRAWS: dict[str, Callable[[Writer, Random], Fact | None]] = {
     "count": _draw_count,
     "total": _draw_total,
     "position": _draw_position,
+    "column": _draw_column,
     "missing": _draw_missing,
     "naming": _draw_naming,
     "word": _draw_word,

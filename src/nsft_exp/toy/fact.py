@@ -112,6 +112,11 @@ def position(thing: Thing, asked: str) -> Fact:
     )
 
 
+def column(thing: Thing) -> Fact:
+    """Ask whether a thing is on the left, in the middle or on the right."""
+    return Fact("column", {"noun": thing.category}, {"column": thing.place.split()[-1]})
+
+
 def naming(thing: Thing, asked: Thing | None = None) -> Fact:
     """Ask what is in a thing's place, or whether it is the asked one."""
     asked = asked or thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import overload
@@ -99,10 +100,13 @@ def draw_named(image: str) -> Image.Image:
 
 
 def tokenizer_texts(size: int = 8000, seed: int = 0) -> Iterator[str]:
-    """Yield what the base's tokenizer is trained on: the prompt's fixed text and `size` conversations."""
+    """Yield what the base's tokenizer is trained on: the prompt's fixed text and `size` conversations.
+
+    A quarter of them are lookups, so that their answers are words of it too.
+    """
     for _ in range(size // 40):
         yield VICUNA_V1.system
-    for sample in ToySamples(size, seed):
+    for sample in chain(ToySamples(size - size // 4, seed), ToySamples(size // 4, seed, lookups=True)):
         for said in (*sample.history, Exchange(sample.question, sample.answer)):
             yield f"{VICUNA_V1.user}{said.question}{VICUNA_V1.answer}"
             yield said.answer

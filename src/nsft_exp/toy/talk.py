@@ -15,15 +15,18 @@ from nsft_exp.toy.world import Scene, lexicon
 LONG = ("detailed", "caption", "compare")
 SENTENCES = {  # kinds of exchange in a conversation of sentences, and their weights
     "detailed": 22, "caption": 20, "existence": 30, "color": 6, "size": 3, "count": 3, "total": 3,
-    "position": 5, "naming": 6, "relation": 4, "scene": 3, "text": 8, "compare": 3,
+    "position": 5, "naming": 6, "relation": 8, "scene": 3, "text": 8, "compare": 3,
     "missing": 3, "word": 3,
 }  # fmt: skip
 WORDS = {  # and in one of short answers
     "existence": 30, "color": 15, "size": 8, "count": 30, "total": 5, "position": 16, "naming": 14,
-    "relation": 14, "scene": 2, "text": 10,
+    "relation": 34, "scene": 2, "text": 10,
 }  # fmt: skip
-LOOKUPS = {"existence": 25, "color": 20, "size": 10, "count": 25, "position": 10, "total": 5}
-"""And in one that asks for objects by their nouns, or for the number of all, nothing else."""
+LOOKUPS = {"existence": 25, "color": 20, "size": 10, "count": 25, "position": 10, "column": 15, "total": 5}
+"""And in one that asks for objects by their nouns, or for the number of all, nothing else.
+
+A place's column is the second word of its name, so it is asked for by itself too: else it is learnt late.
+"""
 ONE_OF_EACH_SKIPPED = 0.75
 """How often a category is not counted in a scene of one of each, or "one" were nearly always right."""
 VQA = {
