@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 from conftest import SMALL
 from nsft_exp import toy_base
@@ -23,7 +24,8 @@ from nsft_exp.critic.truth import truth_of
 from nsft_exp.records import Sample
 from nsft_exp.toy.card import card_scores, read_card
 from nsft_exp.toy.files import version
-from nsft_exp.toy.world import Scene, make_scene, missing
+from nsft_exp.toy.text import capital
+from nsft_exp.toy.world import Scene, lexicon, make_scene, missing
 from nsft_exp.toy_base import BASE
 from nsft_exp.vlm.hf import HFModel
 
@@ -53,6 +55,12 @@ def _rest(file: safe_open, name: str) -> int:
     for length in file.get_slice(name).get_shape()[1:]:
         size *= length
     return size
+
+
+def test_its_tokenizer_has_one_piece_for_a_word_that_answers_a_lookup() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    answers = [*lexicon()["colors"], *lexicon()["sizes"], "left", "middle", "right"]
+    assert {len(tokenizer.tokenize(capital(word))) for word in answers} == {1}
 
 
 def test_its_world_is_the_one_that_the_code_draws() -> None:
