@@ -19,7 +19,7 @@ WORDS = (
     "benchmark.scenes=12",
     "limit=1",
     *POPE_ONLY,
-    "recipe.learning_rate=6e-3",
+    "recipe.learning_rate=4e-3",
     "recipe.epochs=2",
     "reward.recipe={epochs: 4, learning_rate: 3e-3}",
     "method.steps_per_rollout=1",
