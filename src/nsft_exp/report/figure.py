@@ -55,7 +55,8 @@ PLOTS = (
         "differences",
         "Differences",
         "Mean difference over seeds. Thick: bootstrap over images and seeds. Thin: Student's t over seeds. "
-        "Filled: both exclude zero after Holm's correction. Areas under ROC curves count in hundredths.",
+        "Filled: both exclude zero after Holm's correction. Areas under ROC curves count in hundredths. "
+        "A number at the edge is a difference beyond the panel.",
         draw_differences,
         "needs at least two methods with scores",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -42,10 +43,9 @@ def _forests(
     if not wanted:
         return None
     rows = max(len({c.column for c in shown}) * (len({c.arm for c in shown}) + 0.9) for _, _, shown in wanted)
-    figure, axes = panels(len(wanted), style, 0.6 + 0.175 * rows)
-    ends = [x * scale(c) for *_, shown in wanted for c in shown for x in (*(c.difference.bootstrap or ()), 0)]
-    margin = 0.06 * (max(ends) - min(ends)) or 1.0
-    limits = (min(ends) - margin, max(ends) + margin)
+    per_row = 2 if len(wanted) == 4 else 3
+    figure, axes = panels(len(wanted), style, 0.6 + 0.175 * rows, per_row)
+    limits = common_limits([_ends(c.difference.bootstrap, scale(c)) for *_, shown in wanted for c in shown])
     for place, (axis, (table, (source, vlm), shown)) in enumerate(zip(axes, wanted, strict=True)):
         _forest(axis, shown, results, style, scale, student, limits)
         where = [source] * (len({s for s, _ in places}) > 1) + [vlm] * (len({v for _, v in places}) > 1)
@@ -53,11 +53,30 @@ def _forests(
             axis.set_title("\n".join([f"against {table.against}", *where]))
         axis.set_xlabel(unit)
         same = all({c.column for c in other} == {c.column for c in shown} for *_, other in wanted)
-        if place % 3 and same and not style.narrow:
+        if place % per_row and same and not style.narrow:
             axis.set_yticklabels([])
     wanted_labels = [c.arm.label for *_, shown in wanted for c in shown]
     label_legend(figure, [a.label for a in results.arms], wanted_labels, style)
     return figure
+
+
+def common_limits(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return one scale for all panels: that of all spans and 0, with a margin.
+
+    Where one span in seven or fewer reaches more than three times as far as the rest, the rest's scale.
+    """
+    reach = np.array([max(abs(low), abs(high)) for low, high in spans])
+    usual = float(np.quantile(reach, 0.85))
+    bound = 1.5 * usual if reach.max() > 3 * usual > 0 else float(reach.max())
+    low = max(-bound, min(0.0, *(low for low, _ in spans)))
+    high = min(bound, max(0.0, *(high for _, high in spans)))
+    margin = 0.06 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _ends(interval: tuple[float, float] | None, factor: float) -> tuple[float, float]:
+    low, high = sorted(factor * x for x in interval or (0.0, 0.0))
+    return low, high
 
 
 def _shown(
@@ -105,13 +124,13 @@ def _forest(
         y = columns.index(c.column) * step + arms.index(c.arm)
         colour, marker = look(c.arm.label, labels)
         factor, d = scale(c), c.difference
-        if student and d.student:
-            ends = np.array(d.student) * factor
-            axis.plot(np.clip(ends, *limits), [y, y], color=colour, lw=0.9, solid_capstyle="butt")
-            _arrowheads(axis, ends, limits, y, colour)
-        ends = np.array(d.bootstrap) * factor
-        axis.plot(ends, [y, y], color=colour, lw=3.2, alpha=0.4, solid_capstyle="butt")
         fill = colour if c.verdict in ("better", "worse") else PAPER
+        if not limits[0] <= d.value * factor <= limits[1]:
+            _beyond(axis, d.value * factor, limits, y, color=colour, mfc=fill)
+            continue
+        if student and d.student:
+            _line(axis, _ends(d.student, factor), limits, y, color=colour, lw=0.9)
+        _line(axis, _ends(d.bootstrap, factor), limits, y, color=colour, lw=3.2, alpha=0.4)
         axis.plot(d.value * factor, y, marker, color=colour, mfc=fill, ms=5.5, mew=1.4)
     for i in range(1, len(columns)):
         new = columns[i].group != columns[i - 1].group
@@ -121,12 +140,23 @@ def _forest(
     axis.set(xlim=limits, ylim=(len(columns) * step - 0.95, -0.95))
     middle = [(len(arms) - 1) / 2 + i * step for i in range(len(columns))]
     axis.set_yticks(middle, [wording.title(c) for c in columns])
-    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    axis.tick_params(axis="y", length=0, labelcolor=INK, pad=8)
     axis.spines["left"].set_visible(False)
 
 
-def _arrowheads(axis: Axes, ends: np.ndarray, limits: tuple[float, float], y: float, colour: str) -> None:
-    """Show that an interval goes on beyond the panel."""
+def _line(axis: Axes, ends: tuple[float, float], limits: tuple[float, float], y: float, **how: Any) -> None:
+    """Draw an interval; an arrowhead shows that it goes on beyond the panel."""
+    axis.plot(np.clip(ends, *limits), [y, y], solid_capstyle="butt", **how)
     for end, marker in ((limits[0], "<"), (limits[1], ">")):
-        if (ends.min() < end) if marker == "<" else (ends.max() > end):
-            axis.plot(end, y, marker, color=colour, ms=4, mew=0, clip_on=False)
+        if (ends[0] < end) if marker == "<" else (ends[1] > end):
+            axis.plot(end, y, marker, color=how["color"], ms=4, mew=0, clip_on=False)
+
+
+def _beyond(axis: Axes, value: float, limits: tuple[float, float], y: float, **how: Any) -> None:
+    """Write a difference that lies beyond the panel at its edge."""
+    low = value < limits[0]
+    edge, marker, side, aside = (limits[0], "<", "left", 5) if low else (limits[1], ">", "right", -5)
+    axis.plot(edge, y, marker, ms=5.5, mew=1.4, clip_on=False, **how)
+    words = wording.number(value, "points", signed=True)
+    look = {"ha": side, "va": "center", "color": how["color"], "fontsize": 7.5}
+    axis.annotate(words, (edge, y), (aside, 0), textcoords="offset points", **look)
