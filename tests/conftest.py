@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
     """Give back the threads that a training took: the tests after it share the cores with other processes."""
     yield
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ PLOTS = (
         "improvement",
         "Relative improvement over the base VLM",
         "Change in per cent of the base VLM's score, with the bootstrap interval over images and seeds. "
-        "Filled: significant after Holm's correction.",
+        "Filled: significant after Holm's correction. A number at the edge is a change beyond the panel.",
         draw_improvement,
         "needs the base VLM and a method with scores",
     ),

@@ -66,7 +66,7 @@ def common_limits(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Where one span in seven or fewer reaches more than three times as far as the rest, the rest's scale.
     """
     reach = np.array([max(abs(low), abs(high)) for low, high in spans])
-    usual = float(np.quantile(reach, 0.85))
+    usual = float(np.sort(reach)[-1 - len(reach) // 7])
     bound = 1.5 * usual if reach.max() > 3 * usual > 0 else float(reach.max())
     low = max(-bound, min(0.0, *(low for low, _ in spans)))
     high = min(bound, max(0.0, *(high for _, high in spans)))
@@ -125,13 +125,13 @@ def _forest(
         colour, marker = look(c.arm.label, labels)
         factor, d = scale(c), c.difference
         fill = colour if c.verdict in ("better", "worse") else PAPER
-        if not limits[0] <= d.value * factor <= limits[1]:
-            _beyond(axis, d.value * factor, limits, y, color=colour, mfc=fill)
-            continue
         if student and d.student:
             _line(axis, _ends(d.student, factor), limits, y, color=colour, lw=0.9)
         _line(axis, _ends(d.bootstrap, factor), limits, y, color=colour, lw=3.2, alpha=0.4)
-        axis.plot(d.value * factor, y, marker, color=colour, mfc=fill, ms=5.5, mew=1.4)
+        if limits[0] <= d.value * factor <= limits[1]:
+            axis.plot(d.value * factor, y, marker, color=colour, mfc=fill, ms=5.5, mew=1.4)
+        else:
+            _beyond(axis, d.value * factor, limits, y, color=colour, mfc=fill)
     for i in range(1, len(columns)):
         new = columns[i].group != columns[i - 1].group
         axis.axhline(i * step - 0.95, color=MUTED if new else FAINT, lw=0.8 if new else 0.6)
@@ -145,7 +145,9 @@ def _forest(
 
 
 def _line(axis: Axes, ends: tuple[float, float], limits: tuple[float, float], y: float, **how: Any) -> None:
-    """Draw an interval; an arrowhead shows that it goes on beyond the panel."""
+    """Draw what the panel shows of an interval; an arrowhead shows that it goes on beyond."""
+    if ends[1] < limits[0] or ends[0] > limits[1]:
+        return
     axis.plot(np.clip(ends, *limits), [y, y], solid_capstyle="butt", **how)
     for end, marker in ((limits[0], "<"), (limits[1], ">")):
         if (ends[0] < end) if marker == "<" else (ends[1] > end):

@@ -71,7 +71,7 @@ def quantity(value: Any) -> str:
     if value is None:
         return DASH
     if isinstance(value, dict):
-        return ", ".join(f"{name} {quantity(n)}" for name, n in value.items()) or DASH
+        return ", ".join(f"{name} {quantity(n)}" for name, n in value.items()) or "0"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         whole = float(value).is_integer() or abs(value) >= 1000
         return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.2f}"
