@@ -10,7 +10,7 @@ import pytest
 
 from nsft_exp import answering
 from nsft_exp import config as configs
-from nsft_exp.answering import Answerer
+from nsft_exp.answering import Answerer, AnswerProcess
 from nsft_exp.pairing.scorer import Yes
 from nsft_exp.pairing.self_critic import SelfCritic
 from nsft_exp.pairing.sentence_tree import SentenceTree
@@ -114,18 +114,17 @@ def test_what_a_process_refuses_is_said_in_its_words(ending: Answerer, requests:
 
 
 def test_a_process_that_is_killed_ends_the_stage(ending: Answerer, requests: list[Request]) -> None:
-    dict(ending.generate(requests))
-    ending._others[0].kill()
+    ending._started()[0].kill()
     with pytest.raises(RuntimeError, match="a process that answers ended with code -9"):
         dict(ending.generate(requests))
     assert all(process.process.wait(timeout=20) is not None for process in ending._others)
 
 
-def test_the_process_ends_when_its_input_does(ending: Answerer, requests: list[Request]) -> None:
-    dict(ending.generate(requests))
-    processes = [process.process for process in ending._others]
-    ending.close()
-    assert [process.returncode for process in processes] == [0, 0]
+def test_the_process_ends_when_its_input_does(node: dict[str, Any], requests: list[Request]) -> None:
+    process = AnswerProcess({"vlm": node, "adapters": [], "threads": 1}, None)
+    assert [key for key, _ in process.answers(requests[:2])] == ["r0", "r1"]
+    process.close()
+    assert process.process.returncode == 0
 
 
 def test_threads_are_a_share_of_the_cores_where_none_are_named(

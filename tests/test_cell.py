@@ -128,18 +128,24 @@ main(sys.argv[3:])
 """
 
 
-def test_the_same_seed_gives_the_same_bytes_also_where_it_was_killed_once_in_each_stage(
-    swept: Path, nsft: Run, tmp_path: Path, toy_data: Path
+ONCE_IN_EACH = (("respond", 3), ("critique", 2), ("train", 1), ("evaluate", 4))
+
+
+@pytest.mark.parametrize(
+    "kills", [ONCE_IN_EACH[2:3], pytest.param(ONCE_IN_EACH, marks=pytest.mark.slow)], ids=["train", "each"]
+)
+def test_the_same_seed_gives_the_same_bytes_also_where_it_was_killed(
+    kills: tuple[tuple[str, int], ...], swept: Path, nsft: Run, tmp_path: Path, toy_data: Path
 ) -> None:
     words = ["method=nsft", *DEBUG, f"paths.data={toy_data}"]
-    for stage, rows in (("respond", 3), ("critique", 2), ("train", 1), ("evaluate", 4)):
+    for stage, rows in kills:
         command = [sys.executable, "-c", KILL, stage, str(rows), *words]
         killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert killed.returncode == -9, killed.stderr
     assert nsft(*words) == 0
     expected = contents(swept, outcomes(swept)[METHODS.index("nsft")]["folders"].values())
     assert contents(tmp_path) == expected
-    assert {name.split("/")[1] for name in expected} == {"respond", "critique", "train", "evaluate"}
+    assert {name.split("/")[1] for name in expected} == {stage for stage, _ in ONCE_IN_EACH}
 
 
 def test_a_stage_in_a_process_of_its_own_gives_the_same_bytes(swept: Path, nsft: Run, tmp_path: Path) -> None:

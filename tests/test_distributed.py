@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import DEBUG, POPE_ONLY
+from conftest import DEBUG, POPE_ONLY, run_nsft
 from nsft_exp.records import UserError
 from nsft_exp.torchrun import torchrun_words
 from nsft_exp.world import World
@@ -138,11 +138,12 @@ def done(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("method", ["nsft", pytest.param("gt_dpo", marks=pytest.mark.slow)])
-def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any) -> None:
-    looks = ("trainer.held_out=3", "trainer.validate_every=6", "trainer.evaluate_every=3")
-    processes = [cell(at, f"method={method}", *how, *looks) for at, how in (("one", ONE), ("two", TWO))]
-    for process in processes:
-        done(process)
+def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any, toy_data: Path) -> None:
+    words = (f"method={method}", "trainer.held_out=3", "trainer.validate_every=6", "trainer.evaluate_every=3")
+    two = cell("two", *words, *TWO)
+    (tmp_path / "one").mkdir()
+    assert run_nsft(tmp_path / "one", toy_data, *WORDS, *words) == 0  # in this process, without DDP
+    done(two)
     assert assert_same_curve(tmp_path / "one", tmp_path / "two") == [1, 2, 3, 3, 4, 5, 6, 6, 6]
     *_, validated, watched = curve(tmp_path / "two")
     assert "validation/loss" in validated

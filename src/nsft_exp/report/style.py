@@ -123,7 +123,9 @@ def label_legend(figure: Figure, labels: Sequence[str], wanted: Sequence[str], s
 
 def settle(figure: Figure) -> Figure:
     """Lay a figure out once and for all: each file would do it again."""
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)  # without drawing, which takes as long again
     figure.set_layout_engine("none")
     for axes in figure.axes:  # the layout's last digits differ from one time to the next
         axes.set_position(Bbox(axes.get_position().get_points().round(6)))
