@@ -43,17 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def two(node: dict[str, Any]) -> Iterator[Answerer]:
-    """Two processes, which take seconds to start, for all tests that leave them alive."""
-    yield from two_processes(node)
-
-
-@pytest.fixture
-def ending(node: dict[str, Any]) -> Iterator[Answerer]:
-    """Two processes of a test's own."""
-    yield from two_processes(node)
-
-
-def two_processes(node: dict[str, Any]) -> Iterator[Answerer]:
+    """Two processes, which take seconds to start, for all tests that leave them alive, and one that does not."""
     answerer = Answerer(node, [], devices=2, threads=1)
     yield answerer
     answerer.close()
@@ -96,6 +86,12 @@ def test_a_pairing_that_cuts_its_own_chunks_has_one_in_every_process(
     assert two._here is None, "this process has no model then"
 
 
+def test_what_a_process_refuses_is_said_in_its_words(two: Answerer, requests: list[Request]) -> None:
+    gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        dict(two.generate([*requests, gone]))  # which ends them: no test after this one has them
+
+
 def test_one_chunk_is_answered_here(node: dict[str, Any], requests: list[Request]) -> None:
     two = Answerer(node, [], devices=2, threads=1)
     assert len(dict(two.generate(requests[:8]))) == 8
@@ -107,13 +103,8 @@ def test_a_servers_model_is_asked_by_this_process_alone(node: dict[str, Any]) ->
     assert Answerer({"_target_": "nsft_exp.vlm.server.ServerVLM"}, [], devices=8).devices == 1
 
 
-def test_what_a_process_refuses_is_said_in_its_words(ending: Answerer, requests: list[Request]) -> None:
-    gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
-    with pytest.raises(UserError, match=r"gone\.png"):
-        dict(ending.generate([*requests, gone]))
-
-
-def test_a_process_that_is_killed_ends_the_stage(ending: Answerer, requests: list[Request]) -> None:
+def test_a_process_that_is_killed_ends_the_stage(node: dict[str, Any], requests: list[Request]) -> None:
+    ending = Answerer(node, [], devices=2, threads=1)
     ending._started()[0].kill()
     with pytest.raises(RuntimeError, match="a process that answers ended with code -9"):
         dict(ending.generate(requests))
