@@ -43,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def two(node: dict[str, Any]) -> Iterator[Answerer]:
-    """Two processes, which take seconds to start, for all tests that leave them alive, and one that does not."""
+    """Two processes, which take seconds to start, for all tests that leave them alive, and a last one."""
     answerer = Answerer(node, [], devices=2, threads=1)
     yield answerer
     answerer.close()

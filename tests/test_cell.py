@@ -148,6 +148,7 @@ def test_the_same_seed_gives_the_same_bytes_also_where_it_was_killed(
     assert {name.split("/")[1] for name in expected} == {stage for stage, _ in ONCE_IN_EACH}
 
 
+@pytest.mark.slow
 def test_a_stage_in_a_process_of_its_own_gives_the_same_bytes(swept: Path, nsft: Run, tmp_path: Path) -> None:
     assert nsft("method=cont_sft", *QUICK, "launch=child") == 0
     folders = outcomes(swept)[METHODS.index("cont_sft")]["folders"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,17 @@ def test_every_group_has_options() -> None:
     assert {g for g, _ in OPTIONS} == set(GROUPS)
 
 
+@cache
+def composed_together(number: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The option of this number of every group that has one; a variant goes with its own method only."""
+    options = [(g, [o for group, o in OPTIONS if group == g]) for g in GROUPS if g != "variant"]
+    return compose(*(f"{group}={names[number]}" for group, names in options if number < len(names)))
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_an_option_composes_and_its_keys_bind_to_its_constructor(group: str, option: str) -> None:
-    plain, choices = compose(f"{group}={option}")
+    number = [o for g, o in OPTIONS if g == group].index(option)
+    plain, choices = compose(f"variant={option}") if group == "variant" else composed_together(number)
     assert choices[group] == option
     for node in nodes_with_target(plain):
         target = get_object(node["_target_"])

@@ -126,6 +126,7 @@ def manifest(root: Path) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_killed_half_way_goes_on_without_asking_twice(tmp_path: Path, toy_data: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()

@@ -137,7 +137,8 @@ def done(process: subprocess.Popen[str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("method", ["nsft", pytest.param("gt_dpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nsft", "gt_dpo"])
 def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any, toy_data: Path) -> None:
     words = (f"method={method}", "trainer.held_out=3", "trainer.validate_every=6", "trainer.evaluate_every=3")
     two = cell("two", *words, *TWO)

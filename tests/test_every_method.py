@@ -33,7 +33,7 @@ METHODS = sorted(f.stem for f in (CONF / "method").glob("*.yaml") if f.stem != "
 
 
 def class_of(name: str) -> Any:
-    """A method's class, from its YAML or the one that it is made of: without composing, which takes seconds."""
+    """A method's class, from its YAML or the one that it is made of (composing all would take seconds)."""
     node = OmegaConf.load(CONF / "method" / f"{name}.yaml")
     target = OmegaConf.select(node, "method._target_")
     return get_object(target) if target else class_of(node.defaults[0])
