@@ -231,6 +231,13 @@ def test_a_whole_cell_runs_on_a_random_model(
 # --- what it needs -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["base", *METHODS])
+def test_a_method_goes_with_what_its_yaml_chooses(name: str) -> None:
+    given, choices = composed(f"method={name}")
+    configs.check_belonging(given, choices)
+    assert class_of(name).__module__.startswith("nsft_exp.method.")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_without_what_it_needs_is_refused_with_the_words_to_add(name: str) -> None:
     given, choices = composed(f"method={name}")
