@@ -43,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def two(node: dict[str, Any]) -> Iterator[Answerer]:
-    """Two processes, which take seconds to start, for all tests that leave them alive, and a last one."""
+    """Two processes, which take seconds to start, for all tests that leave them alive."""
     answerer = Answerer(node, [], devices=2, threads=1)
     yield answerer
     answerer.close()
@@ -86,12 +86,6 @@ def test_a_pairing_that_cuts_its_own_chunks_has_one_in_every_process(
     assert two._here is None, "this process has no model then"
 
 
-def test_what_a_process_refuses_is_said_in_its_words(two: Answerer, requests: list[Request]) -> None:
-    gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
-    with pytest.raises(UserError, match=r"gone\.png"):
-        dict(two.generate([*requests, gone]))  # which ends them: no test after this one has them
-
-
 def test_one_chunk_is_answered_here(node: dict[str, Any], requests: list[Request]) -> None:
     two = Answerer(node, [], devices=2, threads=1)
     assert len(dict(two.generate(requests[:8]))) == 8
@@ -111,8 +105,13 @@ def test_a_process_that_is_killed_ends_the_stage(node: dict[str, Any], requests:
     assert all(process.process.wait(timeout=20) is not None for process in ending._others)
 
 
-def test_the_process_ends_when_its_input_does(node: dict[str, Any], requests: list[Request]) -> None:
+def test_what_a_process_refuses_is_said_in_its_words_and_it_ends_when_its_input_does(
+    node: dict[str, Any], requests: list[Request]
+) -> None:
     process = AnswerProcess({"vlm": node, "adapters": [], "threads": 1}, None)
+    gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        process.answers([*requests[:2], gone])
     assert [key for key, _ in process.answers(requests[:2])] == ["r0", "r1"]
     process.close()
     assert process.process.returncode == 0

@@ -28,7 +28,14 @@ from test_config import compose
 from tiny_training import make_items, rows, train
 
 CONF = configs.folder("conf")
-composed = cache(compose)
+
+
+@cache
+def composed(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A method's config and choices, with the recipe that it was published with."""
+    return compose(f"method={name}", "recipe=published")
+
+
 METHODS = sorted(f.stem for f in (CONF / "method").glob("*.yaml") if f.stem != "base")
 
 
@@ -44,7 +51,7 @@ TOKENWISE = [m for m in METHODS if not getattr(class_of(m).needs, "rollouts", Fa
 
 
 def method_of(name: str) -> Any:
-    return instantiate(composed(f"method={name}")[0]["method"], _convert_="all")
+    return instantiate(composed(name)[0]["method"], _convert_="all")
 
 
 @pytest.fixture(scope="module")
@@ -233,14 +240,14 @@ def test_a_whole_cell_runs_on_a_random_model(
 
 @pytest.mark.parametrize("name", ["base", *METHODS])
 def test_a_method_goes_with_what_its_yaml_chooses(name: str) -> None:
-    given, choices = composed(f"method={name}")
+    given, choices = composed(name)
     configs.check_belonging(given, choices)
     assert class_of(name).__module__.startswith("nsft_exp.method.")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_without_what_it_needs_is_refused_with_the_words_to_add(name: str) -> None:
-    given, choices = composed(f"method={name}")
+    given, choices = composed(name)
     missing = [group for group in ("pairing", "critic", "codebook") if "none" not in given["belongs"][group]]
     consumes = get_object(given["method"]["_target_"]).consumes
     assert ("pairing" in missing) == (consumes in ("preference", "correction"))
@@ -253,7 +260,7 @@ def test_a_method_without_what_it_needs_is_refused_with_the_words_to_add(name: s
 
 
 def test_a_scorer_that_is_not_given_is_named() -> None:
-    plain, _ = composed("method=csr", "vlm=llava15_7b")
+    plain, _ = compose("method=csr", "vlm=llava15_7b")
     with pytest.raises(
         UserError, match=r"pairing\.scorer\.path: is not set; name the folder of a CLIP model"
     ):
@@ -279,7 +286,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_published_recipe_is_a_systems_own_or_the_papers(name: str) -> None:
-    plain, _ = compose(f"method={name}", "recipe=published")
+    plain, _ = composed(name)
     names = ("learning_rate", "batch_size", "epochs", "lora_rank", "lora_alpha")
     assert tuple(plain["recipe"][key] for key in names) == PUBLISHED.get(name, THE_PAPERS)
     assert instantiate(plain["recipe"]).rate(0, 1000) < plain["recipe"]["learning_rate"]  # all warm up
