@@ -117,14 +117,13 @@ def cell(tmp_path: Path, toy_data: Path) -> Iterator[Callable[..., subprocess.Po
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Callable[..., Path]:
-    """Run `nsft` with these words in one process, once for all tests; its directory is given."""
+    """Run `nsft` with these words in this process, once for all tests; its directory is given."""
     made: dict[tuple[str, ...], Path] = {}
 
     def run(*words: str) -> Path:
         if words not in made:
-            root = tmp_path_factory.mktemp("alone")
-            done(started_in(root, toy_data, (*ONE, *words)))
-            made[words] = root
+            made[words] = tmp_path_factory.mktemp("alone")
+            assert run_nsft(made[words], toy_data, *WORDS, *words) == 0
         return made[words]
 
     return run
@@ -139,13 +138,12 @@ def done(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["nsft", "gt_dpo"])
-def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any, toy_data: Path) -> None:
+def test_two_processes_train_as_one_does(method: str, tmp_path: Path, cell: Any, alone: Any) -> None:
     words = (f"method={method}", "trainer.held_out=3", "trainer.validate_every=6", "trainer.evaluate_every=3")
-    two = cell("two", *words, *TWO)
-    (tmp_path / "one").mkdir()
-    assert run_nsft(tmp_path / "one", toy_data, *WORDS, *words) == 0  # in this process, without DDP
+    two = cell("two", *TWO, *words)
+    one = alone(*words)
     done(two)
-    assert assert_same_curve(tmp_path / "one", tmp_path / "two") == [1, 2, 3, 3, 4, 5, 6, 6, 6]
+    assert assert_same_curve(one, tmp_path / "two") == [1, 2, 3, 3, 4, 5, 6, 6, 6]
     *_, validated, watched = curve(tmp_path / "two")
     assert "validation/loss" in validated
     assert "benchmark/pope/accuracy" in watched
@@ -174,8 +172,9 @@ def test_parts_on_every_rank_train_as_one_process_does(
     words += ("tuning.train_projector=true",) if method == "nsft" else ()
     # three held out for two ranks, so that one of them has a pass less; answers are all ranks' work too
     held_out = ("trainer.held_out=3", "trainer.validate_every=3", "trainer.sample_answers=2")
-    done(cell("two", *how, *words, *held_out))
+    process = cell("two", *how, *words, *held_out)
     one, two = alone(*words, *held_out), tmp_path / "two"
+    done(process)
     assert assert_same_curve(one, two)[-1] == 6
     assert_same_weights(one, two)
     answers = [(folder_of(root) / "samples.jsonl").read_text("utf-8") for root in (one, two)]
@@ -196,12 +195,12 @@ def test_a_rank_holds_its_part_of_the_layers_and_their_gradients_are_summed(tmp_
 
 
 @pytest.mark.slow
-def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, cell: Any) -> None:
+def test_a_cached_reference_is_made_by_all_processes_together(tmp_path: Path, cell: Any, alone: Any) -> None:
     words = ("method=gt_dpo", "trainer.reference=cached")
-    processes = [cell(at, *how, *words) for at, how in (("one", ONE), ("two", TWO))]
-    for process in processes:
-        done(process)
-    assert_same_training(tmp_path / "one", tmp_path / "two")
+    process = cell("two", *TWO, *words)
+    one = alone(*words)
+    done(process)
+    assert_same_training(one, tmp_path / "two")
 
 
 @pytest.mark.slow
@@ -272,16 +271,16 @@ def test_a_killed_rank_ends_the_cell_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_two_groups_of_processes_meet_at_a_rendezvous(tmp_path: Path, cell: Any) -> None:
+def test_two_groups_of_processes_meet_at_a_rendezvous(tmp_path: Path, cell: Any, alone: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
     words = ("method=cont_sft", *ONE, "trainer.num_nodes=2", f"trainer.rendezvous={place}")
     nodes = [cell("nodes", *words) for _ in range(2)]
+    one = alone("method=cont_sft")
     for node in nodes:
         done(node)
-    done(cell("one", "method=cont_sft", *ONE))
-    assert_same_training(tmp_path / "one", tmp_path / "nodes")
+    assert_same_training(one, tmp_path / "nodes")
 
 
 def test_shares_are_whole_examples_of_about_as_many_tokens() -> None:
