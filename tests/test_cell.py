@@ -18,7 +18,9 @@ from conftest import run_nsft
 
 Run = Callable[..., int]
 METHODS = ("base", "cont_sft", "gt_dpo", "nsft")
-DEBUG = (*conftest.DEBUG, "trainer.checkpoint_every=1")
+CUT = ("benchmark.chair.max_new_tokens=16", "benchmark.chair_t1.max_new_tokens=16")
+"""A random model's answers do not end by themselves."""
+DEBUG = (*conftest.DEBUG, "trainer.checkpoint_every=1", *CUT)
 QUICK = (*DEBUG, *conftest.POPE_ONLY)
 SWEEP = ("-m", f"method={','.join(METHODS)}", *DEBUG)
 
@@ -86,10 +88,10 @@ def test_a_single_cell_prints_its_scores(
 
 
 def test_more_samples_extend_the_answers_that_are_there(nsft: Run, tmp_path: Path) -> None:
-    assert nsft("method=gt_dpo", *QUICK, "source.size=4") == 0
+    assert nsft("method=gt_dpo", *QUICK, "pairing.max_new_tokens=16", "source.size=4") == 0
     (folder,) = (tmp_path / "runs" / "respond").iterdir()
     first = (folder / "records.jsonl").read_bytes()
-    assert nsft("method=gt_dpo", *QUICK, "source.size=8") == 0
+    assert nsft("method=gt_dpo", *QUICK, "pairing.max_new_tokens=16", "source.size=8") == 0
     assert list((tmp_path / "runs" / "respond").iterdir()) == [folder]
     second = (folder / "records.jsonl").read_bytes()
     assert second.startswith(first)

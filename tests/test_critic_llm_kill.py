@@ -110,6 +110,7 @@ def inventive(seconds: float) -> Script:
 
 CELL = (*conftest.DEBUG, *conftest.POPE_ONLY, "method=nsft", "critic=llm", "critic.model=scripted")
 CELL += ("belongs.critic=[llm]", "source.size=24", "critic.concurrency=3", "critic.backoff=0.01")
+CELL += ("pairing.max_new_tokens=16",)
 
 
 def results(root: Path) -> dict[str, bytes]:

@@ -126,7 +126,7 @@ def settle(figure: Figure) -> Figure:
     layout = figure.get_layout_engine()
     assert layout is not None
     layout.execute(figure)  # without drawing, which takes as long again
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # with an engine, each file is drawn twice
     for axes in figure.axes:  # the layout's last digits differ from one time to the next
         axes.set_position(Bbox(axes.get_position().get_points().round(6)))
     return figure
