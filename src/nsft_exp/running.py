@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,16 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def begin(trainer: TrainerOptions, folder: Path) -> None:
+    """Set the threads, make the folder and count the peak memory from here."""
+    quiet()
+    if trainer.threads:
+        torch.set_num_threads(trainer.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def run(

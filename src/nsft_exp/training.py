@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import Strategy
 from peft import PeftModel
 
@@ -25,7 +24,7 @@ from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example
 from nsft_exp.reference import Live, Reference, reference_mode
 from nsft_exp.resources import peak_memory
-from nsft_exp.running import quiet, run
+from nsft_exp.running import begin, run
 from nsft_exp.sharding import make_whole, shard_layers
 from nsft_exp.store import replace_folder
 from nsft_exp.strategies import SummedGradients
@@ -74,13 +73,8 @@ def fit(
     Raises UserError for an example that cannot be learnt from, options that do not fit, or memory that does
     not suffice.
     """
-    quiet()
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    folder.mkdir(parents=True, exist_ok=True)
+    begin(trainer, folder)
     world = world or World()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     job = prepare(
         vlm, method, examples, validation, recipe, tuning, trainer, seed, open_image, parents, world
     )

@@ -21,7 +21,7 @@ from nsft_exp.ppo.rollout import Iterations, Prompt, encode_prompts
 from nsft_exp.recipe import Recipe, TrainerOptions, Tuning
 from nsft_exp.records import Example, UserError
 from nsft_exp.resources import peak_memory
-from nsft_exp.running import quiet, run
+from nsft_exp.running import begin, run
 from nsft_exp.store import replace_folder
 from nsft_exp.training import Listener, heard, save_adapter
 from nsft_exp.vlm.vllm_engine import VllmEngine
@@ -54,9 +54,8 @@ def fit_ppo(
     Raises UserError for options that do not fit, prompts without room for an answer, a reward model that is
     not there, a policy that leaves its reference, or memory that does not suffice.
     """
-    quiet()
     method.fits(recipe, tuning, trainer)
-    _begin(trainer, folder)
+    begin(trainer, folder)
     device = device_of(trainer, World())
     models = load_models(vlm, parents, reward, method.copies, recipe, tuning, device, seed)
     for part in models.parts:
@@ -94,15 +93,6 @@ class _Asked:
     held_out: list[Prompt]
     dropped: dict[str, int]
     max_length: int
-
-
-def _begin(trainer: TrainerOptions, folder: Path) -> None:
-    """Set the threads, make the folder and count the peak memory from here."""
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _encode(

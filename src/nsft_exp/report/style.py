@@ -81,6 +81,8 @@ def drawing() -> Iterator[None]:
         "legend.frameon": False,
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
+        "figure.autolayout": False,  # a settled figure has no layout engine, whatever the user's file says
+        "figure.constrained_layout.use": False,
         "svg.hashsalt": "nsft",
         "svg.fonttype": "path",
     }
