@@ -11,7 +11,7 @@ VLLM := .venv-vllm
 LMMS := .venv-lmms
 RUN := $(VENV)/bin/python -m nsft_exp
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Some seventy processes are started: where nothing compiled is kept, each would compile all again. Files are taken in
+# Dozens of processes are started: where nothing compiled is kept, each would compile all again. Files are taken in
 # their order: those with the fewest tests, which would come last, are the longest.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 \
   --dist=loadscope --no-loadscope-reorder

@@ -97,24 +97,34 @@ def test_a_servers_model_is_asked_by_this_process_alone(node: dict[str, Any]) ->
     assert Answerer({"_target_": "nsft_exp.vlm.server.ServerVLM"}, [], devices=8).devices == 1
 
 
-def test_a_process_that_is_killed_ends_the_stage(node: dict[str, Any], requests: list[Request]) -> None:
-    ending = Answerer(node, [], devices=2, threads=1)
-    ending._started()[0].kill()
+def test_a_process_that_is_killed_ends_the_stage(two: Answerer, requests: list[Request]) -> None:
+    """The last test of the two processes."""
+    dict(two.generate(requests))
+    two._others[0].kill()
     with pytest.raises(RuntimeError, match="a process that answers ended with code -9"):
-        dict(ending.generate(requests))
-    assert all(process.process.wait(timeout=20) is not None for process in ending._others)
+        dict(two.generate(requests))
+    assert all(process.process.wait(timeout=20) is not None for process in two._others)
 
 
-def test_what_a_process_refuses_is_said_in_its_words_and_it_ends_when_its_input_does(
-    node: dict[str, Any], requests: list[Request]
-) -> None:
-    process = AnswerProcess({"vlm": node, "adapters": [], "threads": 1}, None)
+@pytest.fixture
+def single(node: dict[str, Any]) -> Iterator[Answerer]:
+    """An Answerer of several processes that has one."""
+    answerer = Answerer(node, [], devices=2, threads=1)
+    answerer._others = [AnswerProcess({"vlm": node, "adapters": [], "threads": 1}, None)]
+    yield answerer
+    answerer.close()
+
+
+def test_what_a_process_refuses_is_said_in_its_words(single: Answerer, requests: list[Request]) -> None:
     gone = Request("gone", "gone.png", requests[0].turns, decoding=requests[0].decoding)
     with pytest.raises(UserError, match=r"gone\.png"):
-        process.answers([*requests[:2], gone])
-    assert [key for key, _ in process.answers(requests[:2])] == ["r0", "r1"]
-    process.close()
-    assert process.process.returncode == 0
+        dict(single.generate([*requests, gone]))
+
+
+def test_the_process_ends_when_its_input_does(single: Answerer, requests: list[Request]) -> None:
+    assert len(dict(single.generate(requests))) == len(requests)
+    single.close()
+    assert [process.process.returncode for process in single._others] == [0]
 
 
 def test_threads_are_a_share_of_the_cores_where_none_are_named(

@@ -77,10 +77,22 @@ def test_an_option_composes_and_its_keys_bind_to_its_constructor(group: str, opt
     number = [o for g, o in OPTIONS if g == group].index(option)
     plain, choices = compose(f"variant={option}") if group == "variant" else composed_together(number)
     assert choices[group] == option
+    assert_keys_bind(plain)
+
+
+def assert_keys_bind(plain: dict[str, Any]) -> None:
     for node in nodes_with_target(plain):
         target = get_object(node["_target_"])
         arguments = {k: v for k, v in node.items() if not k.startswith("_")}
         inspect.signature(target).bind(**arguments)
+
+
+@pytest.mark.slow
+def test_every_option_composes_with_the_defaults_alone() -> None:
+    for group, option in OPTIONS:
+        plain, choices = compose(f"{group}={option}")
+        assert choices[group] == option
+        assert_keys_bind(plain)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -242,6 +242,7 @@ def test_a_whole_cell_runs_on_a_random_model(
 def test_a_method_goes_with_what_its_yaml_chooses(name: str) -> None:
     given, choices = composed(name)
     configs.check_belonging(given, choices)
+    assert class_of(name) is get_object(given["method"]["_target_"])
     assert class_of(name).__module__.startswith("nsft_exp.method.")
 
 

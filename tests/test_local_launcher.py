@@ -162,6 +162,7 @@ def contents(runs: Path) -> dict[str, bytes]:
     return {str(p.relative_to(runs)): p.read_bytes() for p in sorted(found)}
 
 
+@pytest.mark.slow
 def test_outcomes_are_in_job_order_and_a_failure_stops_nothing(sweep: Sweep) -> None:
     assert [o["status"] for o in sweep.outcomes] == list(ARMS.values()), sweep.err
     assert [o["label"] for o in sweep.outcomes] == ["gt_dpo", "nsft", "cont_sft", "cont_sft", "base"]
@@ -170,6 +171,7 @@ def test_outcomes_are_in_job_order_and_a_failure_stops_nothing(sweep: Sweep) -> 
     assert "nowhere.json" in page
 
 
+@pytest.mark.slow
 def test_a_refused_cell_says_what_is_wrong_as_it_would_alone(sweep: Sweep) -> None:
     outcome = sweep.outcomes[2]
     assert outcome["refused"]
@@ -177,6 +179,7 @@ def test_a_refused_cell_says_what_is_wrong_as_it_would_alone(sweep: Sweep) -> No
     assert f"nsft: cont_sft seed 0: {outcome['error']} (log: {outcome['log']})" in sweep.err
 
 
+@pytest.mark.slow
 def test_a_killed_cell_is_a_failed_outcome_with_its_last_lines_in_the_log(sweep: Sweep) -> None:
     outcome = sweep.outcomes[3]
     assert outcome["error"] == (
@@ -189,6 +192,7 @@ def test_a_killed_cell_is_a_failed_outcome_with_its_last_lines_in_the_log(sweep:
     assert log.read_text("utf-8").splitlines()[-1] == "about to die"
 
 
+@pytest.mark.slow
 def test_every_line_names_its_cell(sweep: Sweep) -> None:
     lines = [line for line in sweep.err.splitlines() if " | " in line]
     assert {line.partition(" | ")[0] for line in lines} == {
@@ -198,6 +202,7 @@ def test_every_line_names_its_cell(sweep: Sweep) -> None:
     assert ends == [f"cells {number}/5)" for number in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_two_cells_run_at_once_and_never_three(sweep: Sweep) -> None:
     spans = []
     for outcome in sweep.outcomes:
@@ -209,6 +214,7 @@ def test_two_cells_run_at_once_and_never_three(sweep: Sweep) -> None:
     assert max(at_once) == 2
 
 
+@pytest.mark.slow
 def test_cells_that_share_their_answers_ask_once(sweep: Sweep) -> None:
     first, second = (o["folders"]["respond"] for o in sweep.outcomes[:2])
     assert first == second
@@ -217,6 +223,7 @@ def test_cells_that_share_their_answers_ask_once(sweep: Sweep) -> None:
     assert len(rows) == len({row["id"] for row in rows}) == 8
 
 
+@pytest.mark.slow
 def test_the_results_are_those_of_one_cell_after_another(
     sweep: Sweep, nsft: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -229,6 +236,7 @@ def test_the_results_are_those_of_one_cell_after_another(
     assert ours == (tmp_path / "runs/studies/sweep/1" / config).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_skipped(sweep: Sweep) -> None:
     results = contents(sweep.root / "runs")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
