@@ -67,7 +67,7 @@ ALLOWED = {
     "judging": ("records", "output", "llm", "benchmark"),
     "scoring": ("records", "store", "statistics", "judging"),
     "watching": ("records", "keys", "scoring", "cell_run"),
-    "cell_run": ("records", "keys", "store", "plan"),
+    "cell_run": ("records", "keys", "store", "plan", "items"),
     "torchrun": ("records", "store", "child"),
     "preflight": ("records", "plan", "cell_run", "items"),
     "answering": ("records", "interfaces", "plan", "cell_run", "device"),

@@ -251,7 +251,7 @@ def test_a_finished_sweep_is_skipped(sweep: Sweep) -> None:
 def test_each_cell_sees_the_gpus_of_its_slot_and_a_failed_one_frees_them(
     nsft: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher = Plugins.instance().class_name_to_class["hydra_plugins.nsft_local.LocalLauncher"]
+    launcher = Plugins.instance().class_name_to_class["hydra_plugins.nsft_launchers.LocalLauncher"]
     monkeypatch.setitem(launcher.devices.__globals__, "num_gpus", lambda: 5)  # this machine may have none
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "faults.py").write_text(FAULTS)

@@ -17,9 +17,10 @@ from nsft_exp.report.cell import Cell, read_jsonl
 from nsft_exp.report.curve import draw_sizes, smooth
 from nsft_exp.report.dialogue import by_codebook, content_words
 from nsft_exp.report.figure import PLOTS, draw_all
+from nsft_exp.report.printing import print_table
 from nsft_exp.report.results import GROUPS, Results
 from nsft_exp.report.style import DARK, Style, darkened, drawing, look
-from nsft_exp.report.write import print_table, write_report
+from nsft_exp.report.write import write_report
 from synthetic_study import failed_cell, make_study, write_jsonl
 
 Study = tuple[list[Cell], dict[str, object]]

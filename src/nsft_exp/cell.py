@@ -19,7 +19,6 @@ from nsft_exp.launch import launch
 from nsft_exp.plan import benchmark_members, make_plan, row_label
 from nsft_exp.preflight import preflight
 from nsft_exp.records import UserError
-from nsft_exp.stages import run_step
 from nsft_exp.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,26 +62,6 @@ def run_cell(config: DictConfig) -> dict[str, Any]:
         log.exception("failed")
     outcome["folders"] = {name: str(folder.path) for name, folder in run.folders.items()} if run else {}
     return outcome
-
-
-def find_finished(
-    plain: dict[str, Any], outcome: dict[str, Any], store: Store, drawn: dict[str, Any]
-) -> bool:
-    """Complete a new outcome where all of its cell's stages are done already; False: there is work left.
-
-    Whatever is wrong with a cell also counts as work: running it will tell. `drawn` keeps samples from one
-    look to the next.
-    """
-    try:
-        run = CellRun(store, looking=True, drawn=drawn)
-        plan = make_plan(plain, outcome["choices"], get_object(plain["method"]["_target_"]).consumes)
-        for step in plan:
-            run_step(step, run)
-    except Exception:
-        return False
-    folders = {name: str(folder.path) for name, folder in run.folders.items()}
-    outcome |= {"config": plain, "seed": plain["seed"], "status": "ok", "folders": folders}
-    return True
 
 
 def new_outcome(choices: dict[str, str], folder: str) -> dict[str, Any]:

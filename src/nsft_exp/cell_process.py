@@ -22,12 +22,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from nsft_exp import config as configs
-from nsft_exp.cell import find_finished, new_outcome, run_cell
+from nsft_exp.cell import new_outcome, run_cell
 from nsft_exp.child import TAIL, end_with_parent
-from nsft_exp.keys import digest
 from nsft_exp.plan import row_label
 from nsft_exp.records import UserError
-from nsft_exp.store import Store, write_atomically
+from nsft_exp.store import write_atomically
 
 
 class CellProcess:
@@ -37,8 +36,7 @@ class CellProcess:
         self.config = config
         self.folder = folder
         """The job's own folder, where its log is."""
-        groups = config.hydra.runtime.choices.items()
-        self.choices = {group: str(option) for group, option in groups if "/" not in group}
+        self.choices = configs.choices_of(config.hydra)
         self.name = f"#{config.hydra.job.num} {row_label(self.choices)} seed {config.get('seed')}"
 
     def start(self, devices: str | None) -> None:
@@ -92,30 +90,6 @@ class CellProcess:
         with log.open("a", encoding="utf-8") as file:
             file.write("\n".join([f"the cell's process {end}", *tail, ""]))
         return outcome
-
-
-class Looker:
-    """Finds the cells of a sweep that are finished, without a child for each.
-
-    It looks at those that ended well the last time. What has not run yet, or failed, is run in a child, so
-    that whatever it does to its process it does to itself.
-    """
-
-    def __init__(self, sweep: DictConfig) -> None:
-        self.store = Store(sweep.paths.runs)
-        self.drawn: dict[str, Any] = {}
-        file = Path(sweep.paths.runs) / "studies" / str(sweep.study.name) / "cells.json"
-        outcomes = json.loads(file.read_text("utf-8")) if file.exists() else []
-        self.ended_well = {digest(o["config"]) for o in outcomes if o["status"] == "ok"}
-
-    def find(self, cell: CellProcess) -> dict[str, Any] | None:
-        """Return the outcome of a cell whose stages are all done already; None: it has to be run."""
-        outcome = new_outcome(cell.choices, cell.folder)
-        with suppress(UserError):
-            plain = configs.resolved(cell.config)
-            known = digest(plain) in self.ended_well
-            return outcome if known and find_finished(plain, outcome, self.store, self.drawn) else None
-        return None
 
 
 def _pass_lines(lines: TextIO, say: Callable[[str], None], tail: deque[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,32 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from nsft_exp.items import sample_digests
 from nsft_exp.keys import LEFT_OUT, REVISIONS
 from nsft_exp.plan import Step
-from nsft_exp.records import Sample, UserError, to_json
+from nsft_exp.records import Item, Sample, UserError, to_json
 from nsft_exp.store import StageFolder, Store
 
 
 class Unfinished(Exception):
     """A stage has work left, in a run that only looks."""
+
+
+@dataclass
+class Loaded:
+    """What several cells, or several stages of one, read alike: read once."""
+
+    samples: dict[str, Sequence[Sample]] = field(default_factory=dict)
+    """Of each source node."""
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The samples' hashes by id, of each source node."""
+    _items: tuple[str, list[Item]] = ("", [])
+
+    def items(self, name: str, read: Callable[[], list[Item]]) -> list[Item]:
+        """Return the items of this name; the last ones are kept, which the next seed's cell reads too."""
+        if self._items[0] != name:
+            self._items = (name, read())
+        return self._items[1]
 
 
 @dataclass
@@ -40,15 +58,21 @@ class CellRun:
     looking: bool = False
     """Find out whether all is done, and do nothing."""
 
-    drawn: dict[str, Sequence[Sample]] = field(default_factory=dict)
-    """The samples of each source node, read once."""
+    loaded: Loaded = field(default_factory=Loaded)
 
     def samples(self, step: Step) -> Sequence[Sample]:
         """The samples of the step's source, as often as they are asked for."""
         name = repr(step.nodes["source"])
-        if name not in self.drawn:
-            self.drawn[name] = list(build(step.nodes["source"]).samples())
-        return self.drawn[name]
+        if name not in self.loaded.samples:
+            self.loaded.samples[name] = list(build(step.nodes["source"]).samples())
+        return self.loaded.samples[name]
+
+    def sample_digests(self, step: Step) -> dict[str, str]:
+        """The hashes of the step's samples by id, as they were when they were first asked for."""
+        name = repr(step.nodes["source"])
+        if name not in self.loaded.digests:
+            self.loaded.digests[name] = sample_digests(self.samples(step), self.store)
+        return self.loaded.digests[name]
 
     def begin(self) -> None:
         """Called where a stage's work begins. Raises Unfinished in a run that only looks."""

@@ -92,9 +92,14 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def current_choices() -> dict[str, str]:
     """The chosen option of every group in the running Hydra job; raises UserError where one is missing."""
-    choices = HydraConfig.get().runtime.choices
-    check_choices(choices)
-    return {group: str(option) for group, option in choices.items() if "/" not in group}
+    check_choices(HydraConfig.get().runtime.choices)
+    return choices_of(HydraConfig.get())
+
+
+def choices_of(hydra_node: Any) -> dict[str, str]:
+    """The chosen option of every group, from the `hydra` node of a job's config."""
+    choices = hydra_node.runtime.choices.items()
+    return {str(group): str(option) for group, option in choices if "/" not in group}
 
 
 def check_choices(choices: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ edited answer or a replaced image is answered and criticised anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,19 @@ def sample_digest(sample: Sample, store: Store) -> str:
     return digest([sample.id, image, sample.question, sample.answer, to_json(sample.history), *given])
 
 
-def correction_input(sample: Sample, preference: Preference, store: Store) -> str:
-    """Return a hash of all that a correction is made from."""
-    return digest([sample_digest(sample, store), to_json(preference)])
+def sample_digests(samples: Iterable[Sample], store: Store) -> dict[str, str]:
+    """Return the samples' hashes by id."""
+    return {sample.id: sample_digest(sample, store) for sample in samples}
+
+
+def correction_input(sample_hash: str, preference: Preference) -> str:
+    """Return a hash of all that a correction is made from: the sample, by its own hash, and the pair."""
+    return digest([sample_hash, to_json(preference)])
+
+
+def correction_inputs(hashes: Mapping[str, str], preferences: Mapping[str, Preference]) -> dict[str, str]:
+    """Return the hashes of what corrections are made from, by id, in the samples' order."""
+    return {key: correction_input(hashes[key], preferences[key]) for key in hashes if key in preferences}
 
 
 def example_digest(example: Example, store: Store) -> str:
@@ -38,14 +48,12 @@ def example_digest(example: Example, store: Store) -> str:
     return digest(rows)
 
 
-def read_preferences(
-    folder: StageFolder | None, samples: Iterable[Sample], store: Store
-) -> dict[str, Preference]:
-    """Return the respond stage's records of these samples, by id."""
-    return _read(folder, Preference, {s.id: sample_digest(s, store) for s in samples}) if folder else {}
+def read_preferences(folder: StageFolder | None, hashes: Mapping[str, str]) -> dict[str, Preference]:
+    """Return the respond stage's records of these samples (hashes by id), by id."""
+    return _read(folder, Preference, hashes)
 
 
-def _read(folder: StageFolder | None, kind: Any, inputs: dict[str, str]) -> dict[str, Any]:
+def _read(folder: StageFolder | None, kind: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
     if folder is None:
         return {}
     rows = {row["id"]: row for row in folder.records() if inputs.get(row["id"]) == row["input"]}
@@ -53,13 +61,17 @@ def _read(folder: StageFolder | None, kind: Any, inputs: dict[str, str]) -> dict
 
 
 def read_items(
-    samples: Iterable[Sample], responses: StageFolder | None, critiques: StageFolder | None, store: Store
+    samples: Iterable[Sample],
+    hashes: Mapping[str, str],
+    responses: StageFolder | None,
+    critiques: StageFolder | None,
 ) -> list[Item]:
-    """Return each sample with its preference and correction from these folders, in the samples' order."""
-    samples = list(samples)
-    preferences = read_preferences(responses, samples, store)
-    inputs = {s.id: correction_input(s, preferences[s.id], store) for s in samples if s.id in preferences}
-    corrections = _read(critiques, Correction, inputs)
+    """Return each sample with its preference and correction from these folders, in the samples' order.
+
+    `hashes`: what `sample_digests` says of the samples.
+    """
+    preferences = read_preferences(responses, hashes)
+    corrections = _read(critiques, Correction, correction_inputs(hashes, preferences))
     return [Item(s, preferences.get(s.id), corrections.get(s.id)) for s in samples]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any
 
 PATHS = (
@@ -92,9 +93,16 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
 
 
+@cache
 def is_ignored(name: str) -> bool:
     """True for a config leaf that is in no key (see IGNORED)."""
     return any(fnmatch(name, pattern) for pattern in IGNORED)
+
+
+@cache
+def is_place(name: str) -> bool:
+    """True for a config leaf whose value is a file or folder (see PATHS)."""
+    return any(fnmatch(name, pattern) for pattern in PATHS)
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,17 @@ from nsft_exp.answering import answering, served
 from nsft_exp.cell_run import CellRun, build, open_folder, to_order
 from nsft_exp.evaluating import evaluate
 from nsft_exp.items import (
-    correction_input,
+    correction_inputs,
     example_digest,
     item_counts,
     read_items,
     read_preferences,
-    sample_digest,
     split_items,
 )
 from nsft_exp.keys import digest
 from nsft_exp.output import append_records, circumstances, done_ids
 from nsft_exp.plan import Step
-from nsft_exp.records import Example, Item, Sample, UserError
+from nsft_exp.records import Example, Item, UserError
 from nsft_exp.store import StageFolder
 from nsft_exp.torchrun import num_ranks, run_ranks
 from nsft_exp.watching import watched_benchmarks
@@ -58,7 +57,7 @@ def respond(step: Step, run: CellRun) -> StageFolder:
     """The VLM answers (the base, or in later rounds what was trained): one Preference for every sample."""
     samples = run.samples(step)
     folder = open_folder(step, run, answered_by(step, run))
-    inputs = {s.id: sample_digest(s, run.store) for s in samples}
+    inputs = run.sample_digests(step)
     with folder.lock():
         done = done_ids(folder, inputs)
         todo = [s for s in samples if s.id not in done]
@@ -68,7 +67,7 @@ def respond(step: Step, run: CellRun) -> StageFolder:
             with answering(step, run) if todo and pairing.needs_vlm else nullcontext() as vlm:
                 pairs = vlm.pairs(pairing, todo) if vlm else pairing.pairs(todo, None) if todo else ()
                 append_records(folder, pairs, inputs, len(todo), partial(_asked, step))
-        _check_pairs(build(step.nodes["pairing"]), folder, samples, run)
+        _check_pairs(build(step.nodes["pairing"]), folder, inputs)
     return folder
 
 
@@ -77,17 +76,18 @@ def _asked(step: Step, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return served(step, [key for row in rows for key in row["details"].get("requests", ())])
 
 
-def _check_pairs(pairing: Any, folder: StageFolder, samples: Sequence[Sample], run: CellRun) -> None:
+def _check_pairs(pairing: Any, folder: StageFolder, inputs: Mapping[str, str]) -> None:
     """Have a pairing that can tell say whether this cell's preferences are fit to be trained on."""
     if hasattr(pairing, "check"):
-        pairing.check(list(read_preferences(folder, samples, run.store).values()))
+        pairing.check(list(read_preferences(folder, inputs).values()))
 
 
 def critique(step: Step, run: CellRun) -> StageFolder:
     """The critic writes one Correction for every sample that has a Preference."""
     samples = run.samples(step)
-    preferences = read_preferences(run.inputs(step, "respond"), samples, run.store)
-    inputs = {s.id: correction_input(s, preferences[s.id], run.store) for s in samples if s.id in preferences}
+    hashes = run.sample_digests(step)
+    preferences = read_preferences(run.inputs(step, "respond"), hashes)
+    inputs = correction_inputs(hashes, preferences)
     pairs = [(s, preferences[s.id]) for s in samples if s.id in inputs]
     folder = open_folder(step, run, criticised(step, run, list(inputs.values())))
     with folder.lock():
@@ -234,6 +234,9 @@ def _streaming(run: CellRun) -> AbstractContextManager[Any]:
 
 def _items(step: Step, run: CellRun) -> tuple[list[Item], list[Item]]:
     """The cell's items in source order, and the held-out ones (for the validation loss)."""
-    samples = run.samples(step)
-    items = read_items(samples, run.inputs(step, "respond"), run.inputs(step, "critique"), run.store)
+    folders = run.inputs(step, "respond"), run.inputs(step, "critique")
+    items = run.loaded.items(
+        repr([step.nodes["source"], *folders]),
+        lambda: read_items(run.samples(step), run.sample_digests(step), *folders),
+    )
     return split_items(items, step.nodes)

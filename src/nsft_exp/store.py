@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from filelock import FileLock
 
 from nsft_exp.fingerprint import Fingerprints
-from nsft_exp.keys import PATHS, digest, is_ignored, leaves
+from nsft_exp.keys import digest, is_ignored, is_place, leaves
 from nsft_exp.records import UserError
 
 
@@ -52,7 +51,7 @@ class Store:
         places = {
             name: self.fingerprint(value)
             for name, value in leaves(nodes)
-            if isinstance(value, str) and any(fnmatch(name, p) for p in PATHS) and Path(value).exists()
+            if isinstance(value, str) and is_place(name) and Path(value).exists()
         }
         parts = {"stage": stage, "nodes": kept, "places": places, "inputs": inputs, "revision": revision}
         return digest(parts)[:12]

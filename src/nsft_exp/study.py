@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from nsft_exp.cell_run import build
 from nsft_exp.critic.audit import audit, scenes_of
 from nsft_exp.critic.lexicon import Lexicon
-from nsft_exp.items import read_items
+from nsft_exp.items import read_items, sample_digests
 from nsft_exp.keys import digest, is_ignored, leaves
 from nsft_exp.records import UserError
 from nsft_exp.report.cell import Cell, Evaluation
@@ -45,7 +45,7 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
 
     Does nothing where the cells and their scores are those of the report that is there.
     """
-    from nsft_exp.report.write import print_table, write_report
+    from nsft_exp.report.printing import print_table
 
     cells = make_cells(outcomes)
     study = _plain(config.study)
@@ -53,6 +53,8 @@ def write_study_report(outcomes: list[dict[str, Any]], config: DictConfig, alway
     state = digest([study, [_state(outcome) for outcome in outcomes]])
     stamp = folder / ".state"
     if always or not stamp.exists() or stamp.read_text() != state:
+        from nsft_exp.report.write import write_report  # draws figures
+
         write_report(cells, study, folder)
         log_cells(cells, config)
         write_atomically(stamp, state)
@@ -97,7 +99,7 @@ def _plain(node: Any) -> dict[str, Any]:
 
 def show(outcomes: list[dict[str, Any]], config: DictConfig) -> None:
     """Print the scores of a single cell."""
-    from nsft_exp.report.write import print_table
+    from nsft_exp.report.printing import print_table
 
     cells = make_cells([o for o in outcomes if o["status"] == "ok"])
     if cells:
@@ -220,7 +222,8 @@ def _critic_quality(config: dict[str, Any], folders: dict[str, str]) -> dict[str
 def _audited(asked: str, respond: str, critique: str) -> dict[str, Any]:
     source, lexicon, runs = json.loads(asked)
     samples = build(source).samples()
-    items = read_items(samples, StageFolder(Path(respond)), StageFolder(Path(critique)), Store(runs))
+    hashes = sample_digests(samples, Store(runs))
+    items = read_items(samples, hashes, StageFolder(Path(respond)), StageFolder(Path(critique)))
     rows = [(i.sample, i.preference, i.correction) for i in items if i.preference and i.correction]
     sums = audit(rows, scenes_of(samples), Lexicon(lexicon))["all"]
     rates = {"precision": sums.precision, "recall": sums.recall, "invented": sums.invented}

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nsft_exp.cell_run import CellRun, build, stage_folder
+from nsft_exp.cell_run import CellRun, Loaded, build, stage_folder
 from nsft_exp.estimate.calls import Askings
 from nsft_exp.evaluating import answers_folder, is_evaluated
 from nsft_exp.items import correction_input, held_out_size, sample_digest
@@ -62,7 +62,7 @@ class Survey:
         self.passes: dict[str, Pass] = {}
         self.askings = Askings()
         self.num_cells = self.num_finished = 0
-        self._drawn: dict[str, Any] = {}
+        self._loaded = Loaded()
         self._digests: dict[str, dict[str, Sample]] = {}
         self._requests: dict[str, tuple[Any, list[Request]]] = {}
         self._pairs: dict[str, Counter[str]] = {}
@@ -70,7 +70,7 @@ class Survey:
 
     def add(self, plan: list[Step]) -> None:
         """Look at one cell. Raises UserError for input that the cell would refuse."""
-        run = CellRun(self.store, drawn=self._drawn)
+        run = CellRun(self.store, loaded=self._loaded)
         look = {
             "respond": self._respond,
             "critique": self._critique,
@@ -112,7 +112,7 @@ class Survey:
                     self._unknown.append((entry, critic, name, sample))
             else:
                 preference = from_json(Preference, {k: v for k, v in row.items() if k != "input"})
-                name = correction_input(sample, preference, self.store)
+                name = correction_input(key, preference)
                 if name not in entry.wanted:
                     pairs[name] = (sample, preference)
             mine.add(name)
@@ -130,9 +130,9 @@ class Survey:
         if samples.keys() - answers.rows.keys():
             return {"to come": digest([sorted(samples), run.keys[step.inputs[0]]])}
         inputs = []
-        for key, sample in samples.items():
+        for key in samples:
             row = {k: v for k, v in answers.rows[key].items() if k != "input"}
-            inputs.append(correction_input(sample, from_json(Preference, row), self.store))
+            inputs.append(correction_input(key, from_json(Preference, row)))
         return criticised(step, run, inputs)
 
     def _count(self, entry: Pass, critic: Any, pairs: dict[str, tuple[Sample, Preference]]) -> None:

@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from nsft_exp import config as configs
 from nsft_exp.cell_run import CellRun, build
-from nsft_exp.items import read_items, split_items
+from nsft_exp.items import read_items, sample_digests, split_items
 from nsft_exp.keys import REVISIONS
 from nsft_exp.launch import launch
 from nsft_exp.plan import Step, make_plan, row_label
@@ -100,7 +100,8 @@ def items_of(cell: FoundCell) -> tuple[list[Item], int]:
     """The cell's items in source order, as training sees them, and how many are held out of training."""
     samples = build(cell.source).samples()
     folders = cell.run.folders
-    items = read_items(samples, folders.get("respond"), folders.get("critique"), cell.run.store)
+    hashes = sample_digests(samples, cell.run.store)
+    items = read_items(samples, hashes, folders.get("respond"), folders.get("critique"))
     trained, held_out = split_items(items, cell.config)
     return trained, len(held_out)
 

@@ -1,4 +1,4 @@
-"""Write a study's report: tables, figures and the page; print its table."""
+"""Write a study's report: tables, figures and the page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, terminal, totals, wording
+from nsft_exp.report import class_table, dialogue_words, form, inputs, moved, table, totals, wording
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
@@ -47,23 +45,6 @@ def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> 
             (folder / "figures" / f"{plot.name}.{suffix}").unlink(missing_ok=True)
     for name, content in files.items():
         _write(folder / name, content)
-
-
-def print_table(
-    cells: Sequence[Cell],
-    study: dict[str, Any],
-    folder: Path | None = None,
-    console: Console | None = None,
-) -> None:
-    """Print the main table, the cells that failed and, from `folder`, what its last report compared."""
-    console = console or Console()
-    results = make_results(cells, study, replicates=0)
-    console.print(terminal.to_terminal(results))
-    for line in moved.to_lines(results):
-        console.print(line, soft_wrap=True, highlight=False)
-    if folder is not None and (folder / "summary.json").exists():
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-        console.print(terminal.readings_to_terminal(summary))
 
 
 def _write(file: Path, content: str | bytes) -> None:
