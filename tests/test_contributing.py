@@ -100,6 +100,7 @@ def example_commands() -> list[list[str]]:
     return [[re.sub(r",.*", "", word) for word in command.split() if word != "-m"] for command in commands]
 
 
+@pytest.mark.slow
 def test_the_examples_pass_their_tests_and_a_cell_of_them_runs(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,26 @@ ALWAYS_YES = ["yes"] * 12
 RIGHT_ON_A = ["yes", "no", "yes", "yes"] * 3
 
 
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scores of three models in `truth`, `yes` and `half`."""
+    root = tmp_path_factory.mktemp("scored")
+    write_pope(root / "pope")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for name, answers in (("truth", TRUTH), ("yes", ALWAYS_YES), ("half", RIGHT_ON_A)):
+            lines = [{"question_id": k, "text": t} for k, t in zip(IDS, answers, strict=True)]
+            write_lines(root / f"{name}.jsonl", lines)
+            words = ["benchmark=pope", "benchmark.root=pope", f"answers={name}.jsonl"]
+            assert score([*words, f"out={name}/pope.json"]) == 0
+    return root
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the scores of three models in `truth`, `yes` and `half`."""
-    write_pope(tmp_path / "pope")
+def folder(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with those scores, for a test to change."""
+    shutil.copytree(scored, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for name, answers in (("truth", TRUTH), ("yes", ALWAYS_YES), ("half", RIGHT_ON_A)):
-        write_lines(
-            tmp_path / f"{name}.jsonl",
-            [{"question_id": k, "text": t} for k, t in zip(IDS, answers, strict=True)],
-        )
-        words = ["benchmark=pope", "benchmark.root=pope", f"answers={name}.jsonl", f"out={name}/pope.json"]
-        assert score(words) == 0
     return tmp_path
 
 
