@@ -57,12 +57,15 @@ def test_a_sweep_runs_every_method_and_writes_the_report(swept: Path) -> None:
     assert (swept / "report" / "sweep" / "index.html").stat().st_size > 10_000
 
 
-def test_a_finished_sweep_is_skipped_and_its_report_left_alone(swept: Path, toy_data: Path) -> None:
+def test_a_finished_sweep_is_skipped_and_its_report_left_alone(
+    swept: Path, toy_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = swept / "report" / "sweep" / "index.html"
     before, made = contents(swept), page.stat().st_mtime_ns
     started = sum(os.times()[:4])  # seconds of this process and its children, not of tests beside it
     assert run_nsft(swept, toy_data, *SWEEP) == 0
     assert sum(os.times()[:4]) - started < 10
+    assert capsys.readouterr().err == "4 of 4 cells are finished\n"
     assert contents(swept) == before
     assert page.stat().st_mtime_ns == made
 
@@ -78,6 +81,11 @@ def test_one_failed_cell_stops_no_other_and_is_named_with_its_log(
     assert Path(rows[0]["log"]).read_text("utf-8").count("UserError") >= 1
     assert rows[0]["log"] in capsys.readouterr().err
     assert "failed" in (tmp_path / "report" / "sweep" / "index.html").read_text("utf-8")
+    assert nsft(*words) == 1
+    again = outcomes(tmp_path)
+    assert [o["status"] for o in again] == ["failed", "ok"]
+    assert again[1]["folders"] == rows[1]["folders"]
+    assert "1 of 2 cells are finished\ncont_sft seed 0" in capsys.readouterr().err
 
 
 def test_a_single_cell_prints_its_scores(
