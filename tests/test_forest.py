@@ -10,7 +10,7 @@ import pytest
 from nsft_exp.report.analysis import make_results
 from nsft_exp.report.forest import common_limits, draw_differences
 from nsft_exp.report.results import Comparison
-from nsft_exp.report.style import Style, drawing
+from nsft_exp.report.style import Style, drawing, settle
 from synthetic_study import make_study
 
 
@@ -49,3 +49,24 @@ def test_a_difference_beyond_the_panel_is_written_at_its_edge(tmp_path: Path) ->
     written = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert written == ["−900.0" if far.column.better == "up" else "+900.0"]  # right is better
     assert max(abs(end) for axes in figure.axes for end in axes.get_xlim()) < 500
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_single_difference_has_room_below_titles_of_three_lines(narrow: bool, tmp_path: Path) -> None:
+    results = make_results(*make_study(tmp_path, num_images=24), replicates=100)
+    table = results.tables[1]
+    one = next(c for c in table.comparisons if c.column.headline)
+    elsewhere = dataclasses.replace(
+        one, arm=dataclasses.replace(one.arm, source="another", vlm="another_vlm")
+    )
+    arms = [one.arm, elsewhere.arm]
+    alone = dataclasses.replace(table, comparisons=(one, elsewhere))
+    with drawing():
+        figure = draw_differences(dataclasses.replace(results, tables=(alone,), arms=arms), Style(narrow))
+        assert figure is not None
+        settle(figure)
+        for axes in figure.axes:
+            assert axes.get_title(loc="left").count("\n") == 2
+            assert axes.get_window_extent().height > 0.2 * figure.dpi
+            assert figure.bbox.contains(*axes.get_tightbbox().min)
+            assert figure.bbox.contains(*axes.get_tightbbox().max)

@@ -297,7 +297,7 @@ def test_the_training_loss_equals_hugging_faces_with_labels(loaded: LoadedHF, im
     inputs["attention_mask"] = (batch.weight > 0).long()
     labels = batch.ids.masked_fill(~batch.where, -100)
     theirs = loaded.model(**inputs, labels=labels).loss
-    assert ours == pytest.approx(float(theirs), rel=1e-5)
+    assert ours == pytest.approx(theirs.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

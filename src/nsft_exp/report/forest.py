@@ -15,6 +15,10 @@ from nsft_exp.report.results import Comparison, ComparisonTable, Results, larges
 from nsft_exp.report.style import FAINT, INK, MUTED, PAPER, Style, label_legend, look, panels
 
 
+LEAST_HEIGHT = 1.6
+"""Inches of a row of panels: titles of three lines, the legend and the axis leave room for one difference."""
+
+
 def draw_differences(results: Results, style: Style) -> Figure | None:
     """A panel for each label compared with; a row for each metric; both intervals; right is better."""
     tables = [t for t in results.tables if t.against != "base"] or list(results.tables)
@@ -44,7 +48,7 @@ def _forests(
         return None
     rows = max(len({c.column for c in shown}) * (len({c.arm for c in shown}) + 0.9) for _, _, shown in wanted)
     per_row = 2 if len(wanted) == 4 else 3
-    figure, axes = panels(len(wanted), style, 0.6 + 0.175 * rows, per_row)
+    figure, axes = panels(len(wanted), style, max(0.6 + 0.175 * rows, LEAST_HEIGHT), per_row)
     limits = common_limits([_ends(c.difference.bootstrap, scale(c)) for *_, shown in wanted for c in shown])
     for place, (axis, (table, (source, vlm), shown)) in enumerate(zip(axes, wanted, strict=True)):
         _forest(axis, shown, results, style, scale, student, limits)
