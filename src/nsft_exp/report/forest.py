@@ -14,7 +14,6 @@ from nsft_exp.report import wording
 from nsft_exp.report.results import Comparison, ComparisonTable, Results, largest
 from nsft_exp.report.style import FAINT, INK, MUTED, PAPER, Style, label_legend, look, panels
 
-
 LEAST_HEIGHT = 1.6
 """Inches of a row of panels: titles of three lines, the legend and the axis leave room for one difference."""
 
