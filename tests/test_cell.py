@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 import conftest
 from conftest import run_nsft
+from nsft_exp.finished import ended_well
 
 Run = Callable[..., int]
 METHODS = ("base", "cont_sft", "gt_dpo", "nsft")
@@ -73,19 +75,31 @@ def test_a_finished_sweep_is_skipped_and_its_report_left_alone(
 def test_one_failed_cell_stops_no_other_and_is_named_with_its_log(
     nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("-m", "method=cont_sft", "recipe.max_length=12,512", *QUICK)
+    swept = ("recipe.max_length=12,512,${nowhere}", "seed=${hydra:job.num}")
+    words = ("-m", "method=cont_sft", *swept, *QUICK)
     assert nsft(*words) == 1
     rows = outcomes(tmp_path)
-    assert [o["status"] for o in rows] == ["failed", "ok"]
+    assert [o["status"] for o in rows] == ["failed", "ok", "failed"]
+    assert "nowhere" in rows[2]["error"]
     assert "recipe.max_length" in rows[0]["error"]
     assert Path(rows[0]["log"]).read_text("utf-8").count("UserError") >= 1
     assert rows[0]["log"] in capsys.readouterr().err
     assert "failed" in (tmp_path / "report" / "sweep" / "index.html").read_text("utf-8")
     assert nsft(*words) == 1
     again = outcomes(tmp_path)
-    assert [o["status"] for o in again] == ["failed", "ok"]
+    assert [o["status"] for o in again] == ["failed", "ok", "failed"]
     assert again[1]["folders"] == rows[1]["folders"]
-    assert "1 of 2 cells are finished\ncont_sft seed 0" in capsys.readouterr().err
+    assert "1 of 3 cells are finished\ncont_sft seed 0" in capsys.readouterr().err
+    assert not logging.getLogger().handlers, "a cell's log is closed with it"
+
+
+def test_without_readable_outcomes_no_cell_is_known_to_have_ended_well(swept: Path, tmp_path: Path) -> None:
+    assert len(ended_well(swept / "runs" / "studies" / "sweep" / "cells.json")) == len(METHODS)
+    text = (swept / "runs" / "studies" / "sweep" / "cells.json").read_text("utf-8")
+    for damaged in (text[: len(text) // 2], "[1]", '[{"status": "ok"}]', "\x00"):
+        (tmp_path / "cells.json").write_text(damaged)
+        assert ended_well(tmp_path / "cells.json") == set()
+    assert ended_well(tmp_path / "nowhere.json") == set()
 
 
 def test_a_single_cell_prints_its_scores(

@@ -150,6 +150,7 @@ def test_what_renders_tables_and_calls_critics_imports_without_torch() -> None:
         "study",
         "device",
         "cell_process",
+        "finished",
         "cell_pool",
         "__main__",
     ]

@@ -294,12 +294,14 @@ OVERFIT: dict[str, tuple[Any, Any, float]] = {
     "ipo": (DPO(loss="ipo", beta=0.5), gap, 0.8),
     "robust": (DPO(loss="robust", label_smoothing=0.1), gap, 0.8),
     "cdpo": (DPO(label_smoothing=0.1), gap, 0.9),
+    "orpo": (DPO(loss="orpo"), chosen, 0.95),
     "unlikelihood": (NSFTUnlikelihood(use_chosen=False), rejected, 0.9),
+    "nsft_unlikelihood": (NSFTUnlikelihood(), chosen, 0.95),
     "chosen_only": (DPO(side="chosen"), chosen, 0.8),
     "rejected_only": (DPO(side="rejected"), rejected, 0.8),
 }
 """Method, what must rise, and to which part of its first value the loss must fall: objectives without a YAML
-of their own (those with one are in test_every_method.py)."""
+of their own, and what their YAML's test does not ask for (test_every_method.py)."""
 
 
 @pytest.mark.parametrize("name", OVERFIT)

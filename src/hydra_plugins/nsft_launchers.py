@@ -1,7 +1,7 @@
 """Hydra's launchers for one machine: the jobs of a multirun one after another, or several at once.
 
-Both compose every job before the first one starts and run none whose cell is finished. Hydra looks for
-launchers in the namespace package `hydra_plugins` only; hence this file's place.
+Both compose every job before the first one starts, and run none that ended well the last time and is still
+finished. Hydra looks for launchers in the namespace package `hydra_plugins` only; hence this file's place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -33,18 +34,26 @@ class CellLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run the jobs that are not finished, in order, and return what all of them returned, in order."""
-        from nsft_exp.finished import FinishedCells
-
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [self.compose(list(o), number) for number, o in enumerate(job_overrides, initial_job_idx)]
-        finished = FinishedCells(self.config)
-        found = [finished.find(job, output_folder(job)) for job in jobs]
+        found = self.look(jobs)
         todo = [job for job, end in zip(jobs, found, strict=True) if end is None]
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} cells are finished", file=sys.stderr)
         ran = iter(self.run(todo))
         return [as_return(job, end) if end else next(ran) for job, end in zip(jobs, found, strict=True)]
+
+    def look(self, jobs: Sequence[DictConfig]) -> list[dict[str, Any] | None]:
+        """Return the outcomes of the jobs that are finished, None for the others."""
+        from nsft_exp.finished import FinishedCells
+
+        finished = FinishedCells(self.config)
+        found = []
+        for job in jobs:
+            with in_job(job):
+                found.append(finished.find(job, output_folder(job)))
+        return found
 
     @abstractmethod
     def run(self, jobs: Sequence[DictConfig]) -> Iterable[JobReturn]:
@@ -64,7 +73,7 @@ class SequentialLauncher(CellLauncher):
     def run(self, jobs: Sequence[DictConfig]) -> Iterable[JobReturn]:
         """Run jobs as Hydra's basic launcher does."""
         for job in jobs:
-            yield run_job(
+            returned = run_job(
                 hydra_context=self.hydra_context,
                 task_function=self.task_function,
                 config=job,
@@ -72,6 +81,7 @@ class SequentialLauncher(CellLauncher):
                 job_subdir_key="hydra.sweep.subdir",
             )
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            yield returned
 
 
 class LocalLauncher(CellLauncher):
@@ -106,15 +116,22 @@ class LocalLauncher(CellLauncher):
         return assign_slots(self.slots, groups, self.config.trainer.get("threads"), num_cores())
 
 
-def output_folder(job: DictConfig) -> str:
-    """The job's own folder; its name may ask for the job's HydraConfig (`${hydra:job.num}`)."""
+@contextmanager
+def in_job(job: DictConfig) -> Iterator[None]:
+    """Have HydraConfig be the job's inside the block: its values may ask for it (`${hydra:job.num}`)."""
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
     hydra_config.set_config(job)
     try:
-        return os.path.abspath(os.path.join(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir)))
+        yield
     finally:
         hydra_config.cfg = before
+
+
+def output_folder(job: DictConfig) -> str:
+    """The job's own folder."""
+    with in_job(job):
+        return os.path.abspath(os.path.join(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir)))
 
 
 def as_return(job: DictConfig, outcome: dict[str, Any]) -> JobReturn:

@@ -16,7 +16,7 @@ from typing import Any
 from nsft_exp.cell_run import CellRun, Loaded, build, stage_folder
 from nsft_exp.estimate.calls import Askings
 from nsft_exp.evaluating import answers_folder, is_evaluated
-from nsft_exp.items import correction_input, held_out_size, sample_digest
+from nsft_exp.items import correction_input, held_out_size
 from nsft_exp.judging import first_calls
 from nsft_exp.keys import LEFT_OUT, digest
 from nsft_exp.plan import Step
@@ -221,7 +221,8 @@ class Survey:
         """The step's samples by their hashes."""
         name = repr(step.nodes["source"])
         if name not in self._digests:
-            self._digests[name] = {sample_digest(s, self.store): s for s in run.samples(step)}
+            hashes = run.sample_digests(step)
+            self._digests[name] = {hashes[s.id]: s for s in run.samples(step)}
         return self._digests[name]
 
     def _questions(self, step: Step) -> tuple[Any, list[Request]]:
