@@ -119,12 +119,12 @@ def teaching(row: dict[str, Any], roles: set[str]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", TOKENWISE)
-def test_one_step_moves_what_a_method_optimises_and_thirty_overfit_it(
+def test_one_step_moves_what_a_method_optimises_and_fifteen_overfit_it(
     name: str, items: list[Item], tmp_path: Path
 ) -> None:
     method = method_of(name)
     roles = roles_of(method, items)
-    train(method, items, tmp_path / "run", batch_size=8, micro_batch=8, epochs=30, warmup_ratio=0.0)
+    train(method, items, tmp_path / "run", batch_size=8, micro_batch=8, epochs=15, warmup_ratio=0.0)
     first, second, *_, last = rows(tmp_path / "run")
     before, after, end = (teaching(row, roles) for row in (first, second, last))
     assert before

@@ -61,7 +61,8 @@ def test_an_installed_wheel_works_in_any_directory(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     wheels, place, elsewhere = tmp_path / "wheels", tmp_path / "a place", tmp_path / "else where"
     elsewhere.mkdir()
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)], check=True)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", str(wheels), str(ROOT)], check=True)
     (wheel,) = wheels.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(place), str(wheel)], check=True)
     command = [sys.executable, "-m", "nsft_exp", "--config-name", "demo", "--cfg", "job", "--resolve"]
