@@ -101,14 +101,29 @@ def test_package_directives_stand_in_the_first_line(group: str, option: str) -> 
     assert not any("@package" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_every_row_of_a_study_composes_and_goes_together(study: str) -> None:
-    config = configs.compose_config([], study)  # interpolations of the rows are replaced
+def rows_of(study: str) -> list[str]:
+    """The rows of a study, their interpolations replaced."""
+    config = configs.compose_config([], study)
     assert config.study.name == study
-    for row in config.hydra.sweeper.arms or [""]:
-        plain, choices = compose(*row.split(), name=study)
-        configs.check_belonging(plain, choices)
-        assert make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
+    return list(config.hydra.sweeper.arms or [""])
+
+
+def assert_row_goes_together(row: str, study: str) -> None:
+    plain, choices = compose(*row.split(), name=study)
+    configs.check_belonging(plain, choices)
+    assert make_plan(plain, choices, get_object(plain["method"]["_target_"]).consumes)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_composes_with_its_last_row(study: str) -> None:
+    assert_row_goes_together(rows_of(study)[-1], study)
+
+
+@pytest.mark.slow
+def test_every_row_of_every_study_composes_and_goes_together() -> None:
+    for study in STUDIES:
+        for row in rows_of(study):
+            assert_row_goes_together(row, study)
 
 
 @pytest.mark.parametrize(
