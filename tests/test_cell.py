@@ -75,8 +75,8 @@ def test_a_finished_sweep_is_skipped_and_its_report_left_alone(
 def test_one_failed_cell_stops_no_other_and_is_named_with_its_log(
     nsft: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    swept = ("recipe.max_length=12,512,${nowhere}", "seed=${hydra:job.num}")
-    words = ("-m", "method=cont_sft", *swept, *QUICK)
+    moved = ("recipe.max_length=12,512,${nowhere}", "seed=${hydra:job.num}")
+    words = ("-m", "method=cont_sft", *moved, *QUICK)
     assert nsft(*words) == 1
     rows = outcomes(tmp_path)
     assert [o["status"] for o in rows] == ["failed", "ok", "failed"]

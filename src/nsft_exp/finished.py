@@ -39,11 +39,11 @@ class FinishedCells:
         """
         try:
             plain = configs.resolved(job)
-            if digest(plain) in self.ended_well:
-                return self._look(plain, new_outcome(configs.choices_of(job.hydra), folder))
-        except Exception:
-            pass
-        return None
+            if digest(plain) not in self.ended_well:
+                return None
+            return self._look(plain, new_outcome(configs.choices_of(job.hydra), folder))
+        except Exception:  # work left (Unfinished) or a fault: the cell is run, and counted by how it ends
+            return None
 
     def _look(self, plain: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
         """Complete a new outcome from what is there. Raises Unfinished where a stage has work left."""

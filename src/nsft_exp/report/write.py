@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from nsft_exp.report.analysis import make_results
 from nsft_exp.report.cell import Cell
 from nsft_exp.report.figure import draw_all
 from nsft_exp.report.page import to_html
+from nsft_exp.store import write_atomically
 
 SECTIONS = (table, class_table, form, dialogue_words, totals, moved, inputs)
 """Of table.md, each with `to_markdown(results)`."""
@@ -44,12 +44,4 @@ def write_report(cells: Sequence[Cell], study: dict[str, Any], folder: Path) -> 
         for suffix in ("png", "svg"):
             (folder / "figures" / f"{plot.name}.{suffix}").unlink(missing_ok=True)
     for name, content in files.items():
-        _write(folder / name, content)
-
-
-def _write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(file)
+        write_atomically(folder / name, content)
